@@ -1,1 +1,28 @@
-fn main(){}
+//! The kernel programs. Every file below `programs` serves one hook and has three parts: gather the context, ask
+//! [`causeway_ebpf::decide`] for the verdict, apply it.
+#![no_std]
+#![no_main]
+#![allow(
+    unsafe_code,
+    reason = "program contexts and helpers are raw pointers of the kernel; the verifier proves every access before the program runs"
+)]
+#![allow(
+    clippy::undocumented_unsafe_blocks,
+    reason = "the contract is the same for every block: the verifier checked the access"
+)]
+#![allow(
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "context fields are read in groups, all under the verifier's proof"
+)]
+
+mod programs;
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo) -> ! {
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

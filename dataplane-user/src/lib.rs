@@ -1,1 +1,6 @@
+//! Causeway: an eBPF-accelerated redirection dataplane for ambient multicluster meshes.
+//!
+//! The rooms of this crate, in the order in which they may import each other (a room uses those above it):
+//! [`hbone`] and [`identity`] know nothing of the rest; [`state`] is the mesh model; [`decide`] are pure functions over it;
+//! [`tunnel`] carries bytes; [`redirect`] owns the kernel side; [`gateway`], [`observe`], [`agent`] and [`ctl`] put it together.
 

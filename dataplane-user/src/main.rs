@@ -1,1 +1,3 @@
+//! The one binary of Causeway.
+
 fn main() {}

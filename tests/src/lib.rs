@@ -1,1 +1,1 @@
-
+//! Topologies and peers for the tests of Causeway.

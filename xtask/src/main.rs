@@ -1,1 +1,3 @@
+//! Set-up, build and tests of Causeway.
+
 fn main() {}

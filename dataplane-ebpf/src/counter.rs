@@ -1,0 +1,80 @@
+//! Counters of the programs: one per-CPU cell for each verdict and each failure.
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
+        /// What is counted; the number is the index in `COUNTERS`.
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Counter {
+            $($(#[$doc])* $variant,)*
+        }
+
+        /// Every counter with the name user space shows, in the order of the map.
+        pub const COUNTERS: &[(Counter, &str)] = &[$((Counter::$variant, $name),)*];
+    };
+}
+
+counters! {
+    /// Connection handed to the engine.
+    OutboundRedirected = "outbound_redirected",
+    /// Connection to loopback, an unspecified or a link-local address.
+    OutboundLocal = "outbound_local",
+    /// Connection to an address of the pod itself.
+    OutboundOwnAddress = "outbound_own_address",
+    /// Connection of the engine.
+    OutboundEngine = "outbound_engine",
+    /// Connection to an excluded port.
+    OutboundExcludedPort = "outbound_excluded_port",
+    /// Connection to an excluded range of addresses.
+    OutboundExcludedCidr = "outbound_excluded_cidr",
+    /// Connection refused: the pod has no address of the family it dialled, so the engine cannot be reached.
+    OutboundRefusedFamily = "outbound_refused_family",
+    /// Connection refused: the original destination could not be stored.
+    OutboundRefusedStorage = "outbound_refused_storage",
+    /// Original destination of a connection recorded.
+    FlowRecorded = "flow_recorded",
+    /// Connection within the pod recorded as meant for the application.
+    FlowLocal = "flow_local",
+    /// Recording failed: the connection is going to be reset.
+    FlowFailed = "flow_failed",
+    /// Original destination attached to the accepted socket.
+    FlowAccepted = "flow_accepted",
+    /// Original destination could not be attached: the engine resets the connection.
+    FlowAcceptFailed = "flow_accept_failed",
+    /// Recorded connection that ended before it was accepted.
+    FlowAbandoned = "flow_abandoned",
+    /// Redirected connection given to the outbound listener.
+    InboundOutbound = "inbound_outbound",
+    /// Connection given to the plaintext listener.
+    InboundPlaintext = "inbound_plaintext",
+    /// Connection given to the HBONE listener.
+    InboundHbone = "inbound_hbone",
+    /// Connection within the pod left to the application.
+    InboundLocal = "inbound_local",
+    /// Connection to an excluded port left to the application.
+    InboundExcludedPort = "inbound_excluded_port",
+    /// Connection from elsewhere to a port only redirection may reach: reset.
+    InboundReserved = "inbound_reserved",
+    /// Connection within the pod to a port of the rewrite range without a record: reset.
+    InboundUnrecorded = "inbound_unrecorded",
+    /// Connection to an address of the namespace that was not enrolled: reset.
+    InboundUnknownAddress = "inbound_unknown_address",
+    /// No listener of the engine: reset.
+    InboundNoListener = "inbound_no_listener",
+}
+
+/// Number of counters.
+pub const COUNT: usize = COUNTERS.len();
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_in_map_order() {
+        for (index, (counter, name)) in COUNTERS.iter().enumerate() {
+            assert_eq!(*counter as usize, index);
+            assert_eq!(COUNTERS.iter().filter(|(_, other)| other == name).count(), 1, "{name}");
+        }
+    }
+}

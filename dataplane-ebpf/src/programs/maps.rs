@@ -1,0 +1,57 @@
+//! Every map, with who writes and who reads it.
+
+use aya_ebpf::btf_maps::SkStorage;
+use aya_ebpf::macros::{btf_map, map};
+use aya_ebpf::maps::lpm_trie::LpmTrie;
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray, SockHash};
+use causeway_ebpf::abi::{Addr, Config, Flow, FlowKey, ListenerKey, Pod, PortKey, Record};
+use causeway_ebpf::counter;
+
+/// One entry; written by user space.
+#[map]
+pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
+
+/// Pods whose outbound connections are redirected, by netns cookie; written by user space.
+#[map]
+pub static PODS: HashMap<u64, Pod> = HashMap::with_max_entries(4096, 0);
+
+/// Netns cookie by address of an enrolled pod; written by user space.
+#[map]
+pub static POD_BY_IP: HashMap<Addr, u64> = HashMap::with_max_entries(32768, 0);
+
+/// Cgroup ids of engines, whose connections are never redirected; written by user space.
+#[map]
+pub static ENGINES: HashMap<u64, u32> = HashMap::with_max_entries(64, 0);
+
+/// Ports that are never redirected; written by user space.
+#[map]
+pub static EXCLUDED_PORTS: HashMap<PortKey, u8> = HashMap::with_max_entries(4096, 0);
+
+/// Address ranges that are never redirected, IPv4 ones as v4-mapped with 96 more prefix bits; written by user space.
+#[map]
+pub static EXCLUDED_CIDRS: LpmTrie<Addr, u8> = LpmTrie::with_max_entries(4096, 1);
+
+/// Listening sockets of the engine; written by user space. An entry goes by itself when its socket is closed.
+#[map]
+pub static LISTENERS: SockHash<ListenerKey> = SockHash::with_max_entries(16384, 0);
+
+/// What user space needs to undo an enrolment after a crash. No program reads it.
+#[map]
+pub static RECORDS: HashMap<u64, Record> = HashMap::with_max_entries(4096, 1);
+
+/// Connections between their SYN and their acceptance. Preallocated: an insert in the middle of a burst must not depend on the
+/// allocator.
+#[map]
+pub static FLOWS: HashMap<FlowKey, Flow> = HashMap::with_max_entries(65536, 0);
+
+/// What the client end dialled; lives and dies with its socket.
+#[btf_map]
+pub static DIALLED: SkStorage<Flow> = SkStorage::new();
+
+/// Original destination of an accepted connection; read by the engine through the socket's descriptor.
+#[btf_map]
+pub static ORIGINAL: SkStorage<Flow> = SkStorage::new();
+
+/// Cells of [`causeway_ebpf::counter`].
+#[map]
+pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(counter::COUNT as u32, 0);
