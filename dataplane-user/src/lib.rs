@@ -4,5 +4,7 @@
 //! [`hbone`] and [`identity`] know nothing of the rest; [`state`] is the mesh model; [`decide`] are pure functions over it;
 //! [`tunnel`] carries bytes; [`redirect`] owns the kernel side; [`gateway`], [`observe`], [`agent`] and [`ctl`] put it together.
 
+pub mod decide;
 pub mod hbone;
 pub mod identity;
+pub mod state;

@@ -1,0 +1,268 @@
+//! Where a connection of an enrolled workload goes.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use super::balance::{Candidate, Vantage, Wanted, choose, eligible};
+use super::waypoint::{self, Waypoint};
+use super::{HBONE_PORT, LoadView, OWN_PORTS, nested};
+use crate::identity::ExpectedPeer;
+use crate::state::{GatewayAddress, GatewayRef, LoadBalancingMode, Model, Protocol, Service, Workload};
+
+/// Where a connection goes.
+#[derive(Debug, Clone)]
+pub enum Outbound {
+    /// To the original destination, unchanged: the mesh does not know it.
+    Passthrough {
+        /// The original destination.
+        to: SocketAddr,
+    },
+    /// To a chosen endpoint in plain TCP.
+    Plain {
+        /// The endpoint's address and target port.
+        to: SocketAddr,
+        /// The endpoint.
+        workload: Arc<Workload>,
+        /// The service that was addressed.
+        service: Option<Arc<Service>>,
+    },
+    /// Through a tunnel to a pod or waypoint of the own network.
+    Hbone(HboneRoute),
+    /// Through a gateway to another network, in a tunnel of its own.
+    Nested(NestedRoute),
+}
+
+/// A tunnel within the network.
+#[derive(Debug, Clone)]
+pub struct HboneRoute {
+    /// Where the tunnel ends: a pod or waypoint, usually on port 15008.
+    pub to: SocketAddr,
+    /// Authority of the CONNECT request.
+    pub authority: String,
+    /// Who may answer.
+    pub expected: ExpectedPeer,
+    /// The pod or waypoint.
+    pub workload: Arc<Workload>,
+    /// The service that was addressed.
+    pub service: Option<Arc<Service>>,
+    /// Whether the other end is a workload of this node.
+    pub same_node: bool,
+    /// Whether the tunnel ends at a waypoint.
+    pub waypoint: bool,
+}
+
+/// One entry point of the other network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GatewayCandidate {
+    /// Where.
+    pub address: GatewayAddress,
+    /// Who may answer there.
+    pub expected: ExpectedPeer,
+}
+
+/// A tunnel inside a tunnel, to another network.
+#[derive(Debug, Clone)]
+pub struct NestedRoute {
+    /// The other network.
+    pub network: Arc<str>,
+    /// Entry points, the best first; at least one.
+    pub gateways: Vec<GatewayCandidate>,
+    /// Authority of both CONNECT requests: the service and its port.
+    pub authority: String,
+    /// Who may answer inside.
+    pub expected: ExpectedPeer,
+    /// The record that stands for the endpoints there.
+    pub workload: Arc<Workload>,
+    /// The service that was addressed.
+    pub service: Option<Arc<Service>>,
+    /// How many endpoints that record stands for.
+    pub capacity: u32,
+}
+
+/// Why a connection cannot be routed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DecideError {
+    /// The application dialled one of our own listeners.
+    #[error("{0} is a listener of ours; the connection would loop")]
+    OwnListener(SocketAddr),
+    /// A service without a usable endpoint.
+    #[error("no healthy upstream for {service} port {port}: {reason}")]
+    NoUpstream {
+        /// `namespace/hostname`.
+        service: String,
+        /// The service port.
+        port: u16,
+        /// What was looked at.
+        reason: String,
+    },
+    /// A waypoint is set and cannot be found; it is never bypassed.
+    #[error("waypoint {waypoint} of {target} cannot be resolved: {reason}")]
+    Waypoint {
+        /// The waypoint as it is named.
+        waypoint: String,
+        /// Whose waypoint.
+        target: String,
+        /// What is missing.
+        reason: String,
+    },
+    /// The other network has no entry point we know.
+    #[error("no gateway to network {network} for {target}: {reason}")]
+    NoGateway {
+        /// The other network.
+        network: String,
+        /// The workload that was chosen.
+        target: String,
+        /// What is missing.
+        reason: String,
+    },
+    /// Workloads of other networks are reached through services only.
+    #[error("{0} is in another network and was not addressed through a service")]
+    ForeignWithoutService(String),
+    /// Nobody may answer inside the tunnel to the other network.
+    #[error("{service} has endpoints in network {network} but names no identity for them; fill its subjectAltNames")]
+    NoIdentity {
+        /// The service.
+        service: String,
+        /// The other network.
+        network: String,
+    },
+}
+
+/// Decides where a connection of `source` to `destination` goes. `avoid` are endpoints already tried for it.
+///
+/// # Errors
+/// If there is nowhere it may go; the application's connection is then reset.
+pub fn outbound(
+    model: &Model,
+    source: &Arc<Workload>,
+    destination: SocketAddr,
+    avoid: &[Arc<str>],
+    load: &impl LoadView,
+    rng: &mut impl FnMut() -> u64,
+) -> Result<Outbound, DecideError> {
+    let destination = SocketAddr::new(destination.ip().to_canonical(), destination.port());
+    let (ip, port) = (destination.ip(), destination.port());
+    if ip.is_loopback() && OWN_PORTS.contains(&port) {
+        return Err(DecideError::OwnListener(destination));
+    }
+    let mut step = Step { model, source, vantage: Vantage::of(source), destination, avoid, load, rng };
+    let by_ip = model.workload_by_ip(&source.network, ip);
+    let by_vip = model.service_by_vip(&source.network, ip, &source.namespace);
+
+    // An address that names both a workload and a service is workload-addressed as far as waypoints are concerned.
+    let addressed = by_vip.filter(|_| by_ip.is_none());
+    if let Some(service) = addressed
+        && let Some(waypoint) = waypoint::of_service(service, step.rng)
+        && !waypoint::is(model, waypoint, source)
+    {
+        return step.through_waypoint(waypoint, Some(service), &service.key);
+    }
+    let (workload, to, service) = match (by_vip, by_ip) {
+        (Some(service), _) if service.load_balancing.mode == LoadBalancingMode::Passthrough => {
+            return Ok(Outbound::Passthrough { to: destination });
+        }
+        (Some(service), _) => {
+            let chosen = step.endpoint(service)?;
+            let Some(ip) = chosen.ip else {
+                return nested::route(model, &chosen.workload, service, port, None).map(Outbound::Nested);
+            };
+            let to = SocketAddr::new(ip, chosen.target_port);
+            (chosen.workload, to, Some(service))
+        }
+        (None, Some(workload)) => (workload.clone(), destination, None),
+        (None, None) => return Ok(Outbound::Passthrough { to: destination }),
+    };
+    if workload.network != source.network {
+        return Err(DecideError::ForeignWithoutService(workload.uid.to_string()));
+    }
+    if addressed.is_none()
+        && let Some(waypoint) = &workload.waypoint
+        && !waypoint::is(model, waypoint, source)
+    {
+        return step.through_waypoint(waypoint, None, &workload.uid);
+    }
+    Ok(step.direct(workload, to, service))
+}
+
+/// What all steps of one decision share.
+struct Step<'a, L, R> {
+    model: &'a Model,
+    source: &'a Workload,
+    vantage: Vantage<'a>,
+    destination: SocketAddr,
+    avoid: &'a [Arc<str>],
+    load: &'a L,
+    rng: &'a mut R,
+}
+
+impl<L: LoadView, R: FnMut() -> u64> Step<'_, L, R> {
+    fn endpoint(&mut self, service: &Arc<Service>) -> Result<Candidate, DecideError> {
+        let wanted = Wanted {
+            service,
+            port: self.destination.port(),
+            asked: Some(self.destination.ip()),
+            other_networks: true,
+            waypoint: false,
+        };
+        eligible(self.model, &self.vantage, &wanted)
+            .and_then(|candidates| choose(candidates, &self.vantage, service, self.avoid, self.load, self.rng))
+            .map_err(|reason| DecideError::NoUpstream {
+                service: service.key.to_string(),
+                port: self.destination.port(),
+                reason,
+            })
+    }
+
+    fn through_waypoint(
+        &mut self,
+        waypoint: &GatewayRef,
+        service: Option<&Arc<Service>>,
+        target: &str,
+    ) -> Result<Outbound, DecideError> {
+        let unresolved = |reason: String| DecideError::Waypoint {
+            waypoint: waypoint.destination.to_string(),
+            target: target.to_owned(),
+            reason,
+        };
+        let Waypoint { workload, service: own_service, address } =
+            waypoint::pick(self.model, &self.vantage, waypoint, self.destination.ip(), self.avoid, self.load, self.rng)
+                .map_err(unresolved)?;
+        let Some(to) = address else {
+            let service = service.ok_or_else(|| DecideError::ForeignWithoutService(target.to_owned()))?;
+            let port = self.destination.port();
+            // Inside, the waypoint answers, so it is the waypoint's service that says who.
+            return nested::route(self.model, &workload, service, port, own_service.as_ref()).map(Outbound::Nested);
+        };
+        let identities = own_service.iter().flat_map(|s| s.identities.iter().cloned());
+        Ok(Outbound::Hbone(HboneRoute {
+            to,
+            authority: self.destination.to_string(),
+            expected: ExpectedPeer::new(identities.chain([workload.identity.clone()])),
+            same_node: self.same_node(&workload),
+            workload,
+            service: service.cloned(),
+            waypoint: true,
+        }))
+    }
+
+    fn direct(&self, workload: Arc<Workload>, to: SocketAddr, service: Option<&Arc<Service>>) -> Outbound {
+        let service = service.cloned();
+        if workload.protocol == Protocol::Tcp {
+            return Outbound::Plain { to, workload, service };
+        }
+        let identities = service.iter().flat_map(|s| s.identities.iter().cloned());
+        Outbound::Hbone(HboneRoute {
+            to: SocketAddr::new(to.ip(), HBONE_PORT),
+            authority: to.to_string(),
+            expected: ExpectedPeer::new(identities.chain([workload.identity.clone()])),
+            same_node: self.same_node(&workload),
+            workload,
+            service,
+            waypoint: false,
+        })
+    }
+
+    fn same_node(&self, workload: &Workload) -> bool {
+        !workload.node.is_empty() && workload.node == self.source.node && workload.cluster == self.source.cluster
+    }
+}

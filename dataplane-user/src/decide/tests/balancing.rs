@@ -1,0 +1,186 @@
+//! Choice among endpoints.
+
+use std::collections::BTreeMap;
+
+use super::*;
+
+/// Entry point of the other network.
+const GATEWAY: &str =
+    "  gateways: [{network: net2, addresses: [\"172.30.2.1:15008\"], identities: [\"spiffe://td/ns/gw/sa/gw\"]}]\n";
+
+/// A service with the given load balancer and endpoints (uid and further fields of each). An endpoint whose fields name a
+/// gateway is in the other network.
+fn mesh(balancer: &str, endpoints: &[(&str, &str)]) -> Model {
+    let mut text = String::from(
+        "workloads:\n- {uid: client, namespace: ns, workloadIps: [10.1.0.1], network: net1, node: n1, clusterId: c1, locality: {region: r1, zone: z1, subzone: s1}}\n",
+    );
+    for (index, (uid, fields)) in endpoints.iter().enumerate() {
+        let (network, ips) = if fields.contains("networkGateway") {
+            ("net2", String::new())
+        } else {
+            ("net1", format!("10.0.0.{}", index + 1))
+        };
+        text.push_str(&format!(
+            "- {{uid: {uid}, namespace: ns, workloadIps: [{ips}], network: {network}, services: {{ns/s.ns.svc: {{}}}}{fields}}}\n"
+        ));
+    }
+    text.push_str(&format!(
+        "services:\n- {{name: s, namespace: ns, hostname: s.ns.svc, vips: [net1/10.96.0.1], ports: {{80: 80}}, subjectAltNames: [\"spiffe://td/ns/ns/sa/x\"], loadBalancer: {balancer}}}\n"
+    ));
+    model_with(&text, GATEWAY)
+}
+
+/// How often each endpoint is chosen.
+fn shares(model: &Model, load: &Load, draws: u32) -> BTreeMap<String, u32> {
+    let client = workload(model, "client");
+    let mut random = rng(11);
+    let mut shares = BTreeMap::new();
+    for _ in 0..draws {
+        let chosen = match outbound(model, &client, address("10.96.0.1:80"), &[], load, &mut random) {
+            Ok(Outbound::Plain { workload, .. }) => workload.uid.to_string(),
+            Ok(Outbound::Nested(route)) => route.workload.uid.to_string(),
+            Ok(other) => panic!("{other:?}"),
+            Err(error) => format!("error: {error}"),
+        };
+        *shares.entry(chosen).or_default() += 1;
+    }
+    shares
+}
+
+fn chosen(model: &Model) -> Vec<String> {
+    shares(model, &Load::default(), 300).into_keys().collect()
+}
+
+const REMOTE: &str =
+    ", locality: {region: r1, zone: z1}, protocol: HBONE, networkGateway: {destination: net2/172.30.2.1}";
+
+#[test]
+fn failover_uses_only_the_best_rank_present() {
+    let best = "{mode: Failover, routingPreferences: [Network, Region, Zone], healthPolicy: OnlyHealthy}";
+    // From best to worst for a source in net1, r1, z1.
+    let ladder = [
+        ("a-same-zone", ", locality: {region: r1, zone: z1}"),
+        ("b-same-region", ", locality: {region: r1, zone: z2}"),
+        ("c-same-network", ", locality: {region: r2, zone: z1}"),
+        ("d-other-network-same-zone", REMOTE),
+    ];
+    for from in 0..ladder.len() {
+        let mut endpoints = ladder[from..].to_vec();
+        let expected = endpoints[0].0;
+        endpoints.reverse();
+        let model = mesh(best, &endpoints);
+        assert_eq!(chosen(&model), [expected], "among {endpoints:?}");
+    }
+}
+
+#[test]
+fn modes_and_scopes() {
+    /// Load balancer, endpoints, those chosen, why.
+    type Row = (&'static str, &'static [(&'static str, &'static str)], &'static [&'static str], &'static str);
+    let rows: [Row; 8] = [
+        (
+            "{mode: Standard, routingPreferences: [Node]}",
+            &[("a", ", node: n1"), ("b", ", node: n2")],
+            &["a", "b"],
+            "standard ignores preferences",
+        ),
+        (
+            "{mode: Strict, routingPreferences: [Node]}",
+            &[("a", ", node: n1"), ("b", ", node: n2")],
+            &["a"],
+            "strict by node",
+        ),
+        (
+            "{mode: Failover, routingPreferences: [Cluster]}",
+            &[("a", ", clusterId: c1"), ("b", ", clusterId: c2")],
+            &["a"],
+            "failover by cluster",
+        ),
+        (
+            "{mode: Failover, routingPreferences: [Region, Zone, Subzone]}",
+            &[
+                ("a", ", locality: {region: r1, zone: z1, subzone: s1}"),
+                ("b", ", locality: {region: r1, zone: z1, subzone: s2}"),
+            ],
+            &["a"],
+            "failover by subzone",
+        ),
+        (
+            "{mode: Failover, routingPreferences: [Region, Zone]}",
+            &[("a", ", locality: {region: r2, zone: z1}"), ("b", ", locality: {region: r2, zone: z2}")],
+            &["a", "b"],
+            "the count stops at the first mismatch",
+        ),
+        ("{mode: Standard}", &[("a", ""), ("b", ", status: Unhealthy")], &["a"], "unhealthy endpoints are left out"),
+        (
+            "{mode: Standard, healthPolicy: AllowAll}",
+            &[("a", ""), ("b", ", status: Unhealthy")],
+            &["a", "b"],
+            "unless the service takes all",
+        ),
+        ("{mode: Standard}", &[("a", ""), ("b", ", capacity: 0")], &["a"], "capacity 0 is never drawn"),
+    ];
+    for (balancer, endpoints, expected, why) in rows {
+        assert_eq!(chosen(&mesh(balancer, endpoints)), expected, "{why}");
+    }
+}
+
+#[test]
+fn strict_without_a_match_has_no_upstream() {
+    let model = mesh("{mode: Strict, routingPreferences: [Node]}", &[("b", ", node: n2")]);
+    let all = chosen(&model);
+    assert!(all.len() == 1 && all[0].contains("no endpoint matches all of [Node]"), "{all:?}");
+}
+
+#[test]
+fn shares_follow_capacity_in_the_long_run() {
+    let model = mesh("{}", &[("a", ", capacity: 1"), ("b", ", capacity: 3"), ("c", ", capacity: 1")]);
+    // Load must not bend the split between unequal capacities.
+    let load = Load { open: HashMap::from([("b".into(), 1000)]), ..Load::default() };
+    let shares = shares(&model, &load, 10_000);
+    assert!((5700..6300).contains(&shares["b"]), "{shares:?}");
+    assert!((1800..2200).contains(&shares["a"]) && (1800..2200).contains(&shares["c"]), "{shares:?}");
+}
+
+#[test]
+fn among_equals_the_less_busy_of_two_wins() {
+    let model = mesh("{}", &[("a", ""), ("b", "")]);
+    let load = Load { open: HashMap::from([("a".into(), 5)]), ..Load::default() };
+    assert_eq!(shares(&model, &load, 100), BTreeMap::from([("b".into(), 100)]));
+    let even = shares(&model, &Load::default(), 10_000);
+    assert!((4700..5300).contains(&even["a"]), "{even:?}");
+}
+
+#[test]
+fn ejected_endpoints_are_left_out_unless_all_are() {
+    let model = mesh("{}", &[("a", ""), ("b", "")]);
+    let eject = |names: &[&str]| Load { ejected: names.iter().map(ToString::to_string).collect(), ..Load::default() };
+    assert_eq!(shares(&model, &eject(&["a"]), 50), BTreeMap::from([("b".into(), 50)]));
+    assert_eq!(shares(&model, &eject(&["a", "b"]), 100).len(), 2);
+}
+
+#[test]
+fn an_ejected_zone_falls_over_to_the_next() {
+    let balancer = "{mode: Failover, routingPreferences: [Zone]}";
+    let model = mesh(balancer, &[("near", ", locality: {zone: z1}"), ("far", ", locality: {zone: z2}")]);
+    let load = Load { ejected: vec!["near".into()], ..Load::default() };
+    assert_eq!(shares(&model, &load, 20), BTreeMap::from([("far".into(), 20)]));
+}
+
+#[test]
+fn address_of_the_family_asked_for_and_allowed() {
+    let rows = [
+        ("", "10.96.0.1:80", "10.0.0.1"),
+        ("", "[fd00:96::1]:80", "fd00::1"),
+        (", ipFamilies: IPv6", "10.96.0.1:80", "fd00::1"),
+        (", ipFamilies: IPv4", "[fd00:96::1]:80", "10.0.0.1"),
+    ];
+    for (families, to, expected) in rows {
+        let model = model(&format!(
+            "workloads:\n- {{uid: client, namespace: ns, workloadIps: [10.1.0.1], network: net1}}\n- {{uid: a, namespace: ns, workloadIps: [10.0.0.1, \"fd00::1\"], network: net1, services: {{ns/s.ns.svc: {{}}}}}}\nservices:\n- {{name: s, namespace: ns, hostname: s.ns.svc, vips: [net1/10.96.0.1, \"net1/fd00:96::1\"], ports: {{80: 80}}{families}}}\n"
+        ));
+        let result = outbound(&model, &workload(&model, "client"), address(to), &[], &NoLoad, &mut rng(1)).unwrap();
+        let Outbound::Plain { to: got, .. } = result else { panic!("{result:?}") };
+        assert_eq!(got.ip().to_string(), expected, "{families} {to}");
+    }
+}

@@ -1,0 +1,249 @@
+//! The key `causeway`.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::convert::{Unique, cidr, gateway_address, identity, required, service_key, socket};
+use super::locate::Place;
+use super::{Problems, raw_node as raw};
+use crate::identity::{CertificateFiles, CertificateSource, SpiffeId, StoreConfig};
+use crate::state::{
+    Enrolment, Exclusions, ExistingConnections, Exports, GatewayEntry, GatewayRole, NetworkTrust, NodeConfig,
+    PlaintextToMesh, SourceMatch, TrustedDomain,
+};
+
+/// Life of leaf certificates without a setting, as in Istio.
+const DEFAULT_TTL: Duration = Duration::from_secs(24 * 3600);
+/// Shorter lives leave no time to renew; longer ones are mistakes.
+const TTL_RANGE: std::ops::RangeInclusive<u64> = 10..=10 * 365 * 24 * 3600;
+/// Where `ip netns add` keeps its names.
+const NETNS_DIRECTORY: &str = "/run/netns";
+
+pub(super) fn node(raw: &raw::Node, base: &Path, problems: &mut Problems) -> Option<NodeConfig> {
+    let place = Place::root().key("causeway");
+    let trust_domain = match raw.trust_domain.as_str() {
+        "" => "cluster.local",
+        name => name,
+    };
+    trust_domain_name(trust_domain, &place.key("trustDomain"), problems);
+    let identity = store(&raw.identity, trust_domain, base, &place.key("identity"), problems);
+    let role = raw.gateway.as_ref().map(|role| gateway_role(role, trust_domain, &place.key("gateway"), problems));
+    Some(NodeConfig {
+        node: required(&raw.node, &place.key("node"), problems),
+        cluster: raw.cluster.as_str().into(),
+        network: raw.network.as_str().into(),
+        identity: identity?,
+        enrol: enrolments(&raw.enrol, base, &place.key("enrol"), problems),
+        gateways: gateways(&raw.gateways, &place.key("gateways"), problems),
+        gateway: role.flatten(),
+        exports: exports(&raw.exports, &place.key("exports"), problems),
+        trust: trust(&raw.trust, base, &place.key("trust"), problems),
+        exclusions: Exclusions {
+            ports: raw.exclusions.ports.clone(),
+            cidrs: raw
+                .exclusions
+                .cidrs
+                .iter()
+                .enumerate()
+                .filter_map(|(index, text)| {
+                    let place = place.key("exclusions").key("cidrs").index(index);
+                    cidr(text, &place, problems)
+                })
+                .collect(),
+            inbound_ports: raw.exclusions.inbound_ports.clone(),
+        },
+        plaintext_to_mesh: match raw.plaintext_to_mesh {
+            raw::PlaintextToMesh::Allow => PlaintextToMesh::Allow,
+            raw::PlaintextToMesh::Refuse => PlaintextToMesh::Refuse,
+        },
+    })
+}
+
+fn trust_domain_name(name: &str, place: &Place, problems: &mut Problems) {
+    if SpiffeId::new(name, "n", "s").is_err() {
+        problems.add(
+            place,
+            format!("{name:?} is not a trust domain"),
+            "write a name of letters, digits, '.', '_' and '-', as cluster.local",
+        );
+    }
+}
+
+fn store(
+    raw: &raw::Identity,
+    trust_domain: &str,
+    base: &Path,
+    place: &Place,
+    problems: &mut Problems,
+) -> Option<StoreConfig> {
+    let ttl = match &raw.ttl {
+        None => DEFAULT_TTL,
+        Some(text) => duration(text).filter(|ttl| TTL_RANGE.contains(&ttl.as_secs())).unwrap_or_else(|| {
+            problems.add(
+                &place.key("ttl"),
+                format!("{text:?} is not a time from 10s to 10 years"),
+                "write it as 24h, 90m or 30s",
+            );
+            DEFAULT_TTL
+        }),
+    };
+    let source = match (&raw.ca_directory, &raw.roots, raw.certificates.as_slice()) {
+        (Some(directory), None, []) => CertificateSource::Directory(base.join(directory)),
+        (None, Some(roots), certificates @ [_, ..]) => CertificateSource::Files {
+            certificates: certificates
+                .iter()
+                .enumerate()
+                .filter_map(|(index, entry)| {
+                    let place = place.key("certificates").index(index).key("identity");
+                    Some(CertificateFiles {
+                        identity: identity(&entry.identity, &place, problems)?,
+                        chain: base.join(&entry.chain),
+                        key: base.join(&entry.key),
+                    })
+                })
+                .collect(),
+            roots: base.join(roots),
+        },
+        _ => {
+            problems.add(
+                place,
+                "needs either caDirectory, or certificates together with roots",
+                "write caDirectory: <folder made by \"causeway ca\">",
+            );
+            return None;
+        }
+    };
+    Some(StoreConfig { source, trust_domain: trust_domain.to_owned(), ttl })
+}
+
+fn duration(text: &str) -> Option<Duration> {
+    let unit = text.chars().last()?;
+    let number: u64 = text.strip_suffix(unit)?.parse().ok()?;
+    let seconds = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3600,
+        'd' => 24 * 3600,
+        _ => return None,
+    };
+    number.checked_mul(seconds).map(Duration::from_secs)
+}
+
+fn enrolments(raw: &[raw::Enrolment], base: &Path, place: &Place, problems: &mut Problems) -> Vec<Enrolment> {
+    let mut workloads = Unique::default();
+    let mut namespaces = Unique::default();
+    raw.iter()
+        .enumerate()
+        .map(|(index, entry)| {
+            let place = place.index(index);
+            workloads.check(&entry.workload, &place.key("workload"), "workload", problems);
+            namespaces.check(&entry.netns, &place.key("netns"), "network namespace", problems);
+            required(&entry.netns, &place.key("netns"), problems);
+            Enrolment {
+                workload: entry.workload.as_str().into(),
+                netns: if entry.netns.contains('/') {
+                    base.join(&entry.netns)
+                } else {
+                    Path::new(NETNS_DIRECTORY).join(&entry.netns)
+                },
+                cgroup: entry.cgroup.as_ref().map(PathBuf::from),
+                existing: match entry.existing {
+                    raw::Existing::Keep => ExistingConnections::Keep,
+                    raw::Existing::Close => ExistingConnections::Close,
+                },
+            }
+        })
+        .collect()
+}
+
+fn gateways(raw: &[raw::GatewayEntry], place: &Place, problems: &mut Problems) -> Vec<GatewayEntry> {
+    raw.iter()
+        .enumerate()
+        .map(|(index, entry)| {
+            let place = place.index(index);
+            for (field, empty) in
+                [("addresses", entry.addresses.is_empty()), ("identities", entry.identities.is_empty())]
+            {
+                if empty {
+                    problems.add(&place.key(field), "is empty", "name at least one");
+                }
+            }
+            let addresses = entry
+                .addresses
+                .iter()
+                .enumerate()
+                .filter_map(|(index, text)| gateway_address(text, &place.key("addresses").index(index), problems));
+            let addresses = addresses.collect();
+            let identities = entry
+                .identities
+                .iter()
+                .enumerate()
+                .filter_map(|(index, text)| identity(text, &place.key("identities").index(index), problems));
+            let identities = identities.collect();
+            GatewayEntry { network: entry.network.as_str().into(), addresses, identities }
+        })
+        .collect()
+}
+
+fn gateway_role(
+    raw: &raw::GatewayRole,
+    trust_domain: &str,
+    place: &Place,
+    problems: &mut Problems,
+) -> Option<GatewayRole> {
+    if raw.listen.is_empty() {
+        problems.add(&place.key("listen"), "is empty", "name at least one ip:port");
+    }
+    let listen = raw
+        .listen
+        .iter()
+        .enumerate()
+        .filter_map(|(index, text)| socket(text, &place.key("listen").index(index), problems))
+        .collect();
+    let id = identity(&raw.identity, &place.key("identity"), problems)?;
+    if id.trust_domain() != trust_domain {
+        problems.add(
+            &place.key("identity"),
+            format!("{id} is not of the own trust domain {trust_domain}"),
+            "use an identity of trustDomain",
+        );
+    }
+    let mut trusted_sources = Vec::new();
+    for (index, text) in raw.trusted_sources.iter().enumerate() {
+        let place = place.key("trustedSources").index(index);
+        if text == "any" {
+            trusted_sources.push(SourceMatch::Any);
+        } else if let Some(prefix) = text.strip_suffix('*') {
+            trusted_sources.push(SourceMatch::Prefix(prefix.into()));
+        } else {
+            trusted_sources.extend(identity(text, &place, problems).map(SourceMatch::Exact));
+        }
+    }
+    Some(GatewayRole { listen, identity: id, trusted_sources })
+}
+
+fn exports(raw: &[String], place: &Place, problems: &mut Problems) -> Exports {
+    if raw.iter().any(|text| text == "*") {
+        return Exports::All;
+    }
+    Exports::Named(
+        raw.iter().enumerate().filter_map(|(index, text)| service_key(text, &place.index(index), problems)).collect(),
+    )
+}
+
+fn trust(raw: &[raw::NetworkTrust], base: &Path, place: &Place, problems: &mut Problems) -> Vec<NetworkTrust> {
+    let mut networks = Unique::default();
+    raw.iter()
+        .enumerate()
+        .map(|(index, entry)| {
+            let place = place.index(index);
+            networks.check(&entry.network, &place.key("network"), "network", problems);
+            let domains = entry.trust_domains.iter().enumerate().map(|(index, domain)| {
+                let place = place.key("trustDomains").index(index).key("name");
+                trust_domain_name(&domain.name, &place, problems);
+                TrustedDomain { name: domain.name.clone(), roots: base.join(&domain.roots) }
+            });
+            NetworkTrust { network: entry.network.as_str().into(), domains: domains.collect() }
+        })
+        .collect()
+}

@@ -1,0 +1,79 @@
+//! The model file: ztunnel's local format (`workloads`, `services`, `policies`; `istio/ztunnel`, `src/state`) plus the key
+//! `causeway` with what this node does.
+//!
+//! Reading has three steps: text to raw structures (`raw`), raw structures to the model's types (`convert`), and checks
+//! across objects (`check`). All problems of a step are reported together, each with its place.
+
+mod check;
+mod convert;
+mod convert_mesh;
+mod convert_node;
+mod error;
+mod locate;
+mod raw;
+mod raw_node;
+mod watch;
+
+use std::path::Path;
+
+pub use error::{ModelError, Problem};
+pub use watch::{Watch, read};
+
+use super::Model;
+use locate::{Place, locate};
+
+/// Reads a model. Relative paths in it are relative to the folder of `path`.
+///
+/// # Errors
+/// All problems found, each with line, column, field and remedy.
+pub fn parse(text: &str, path: &Path) -> Result<Model, ModelError> {
+    let raw: raw::File = serde_yaml_ng::from_str(text).map_err(|error| ModelError::syntax(path, &error))?;
+    let mut problems = Problems::default();
+    let base = path.parent().unwrap_or(Path::new(""));
+    let model = convert::model(&raw, base, &mut problems);
+    if let Some(model) = &model
+        && problems.found.is_empty()
+    {
+        check::references(&raw, model, &mut problems);
+    }
+    match model {
+        Some(model) if problems.found.is_empty() => Ok(model),
+        _ => Err(problems.into_error(text, path)),
+    }
+}
+
+/// JSON schema of the file.
+#[must_use]
+pub fn schema() -> serde_json::Value {
+    schemars::schema_for!(raw::File).to_value()
+}
+
+/// Problems collected during one reading.
+#[derive(Default)]
+struct Problems {
+    found: Vec<(Place, String, String)>,
+}
+
+impl Problems {
+    fn add(&mut self, place: &Place, message: impl Into<String>, remedy: impl Into<String>) {
+        self.found.push((place.clone(), message.into(), remedy.into()));
+    }
+
+    fn into_error(self, text: &str, path: &Path) -> ModelError {
+        // Each look-up reads the text once more; nobody reads hundreds of problems.
+        const LOCATED: usize = 20;
+        let problems = self
+            .found
+            .into_iter()
+            .enumerate()
+            .map(|(index, (place, message, remedy))| {
+                let (line, column) = if index < LOCATED { locate(text, &place).unwrap_or_default() } else { (0, 0) };
+                Problem { line, column, field: place.to_string(), message, remedy }
+            })
+            .collect();
+        ModelError { file: path.to_owned(), problems }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,153 @@
+//! The key `causeway` as it is written. Field documentation here is what `causeway schema` prints.
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+/// What this node does.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Node {
+    /// Name of this node, as its workloads carry it.
+    pub(super) node: String,
+    /// Name of the own cluster.
+    #[serde(default)]
+    pub(super) cluster: String,
+    /// Name of the own network.
+    #[serde(default)]
+    pub(super) network: String,
+    /// Own trust domain; without it, cluster.local.
+    #[serde(default)]
+    pub(super) trust_domain: String,
+    /// Where certificates come from.
+    pub(super) identity: Identity,
+    /// Workloads of this node to bring under redirection.
+    #[serde(default)]
+    pub(super) enrol: Vec<Enrolment>,
+    /// Further entry points of other networks.
+    #[serde(default)]
+    pub(super) gateways: Vec<GatewayEntry>,
+    /// The east-west gateway role of this node.
+    #[serde(default)]
+    pub(super) gateway: Option<GatewayRole>,
+    /// Services other networks may reach through the gateway role, "namespace/hostname"; "*" means all.
+    #[serde(default)]
+    pub(super) exports: Vec<String>,
+    /// Trust domains of other networks.
+    #[serde(default)]
+    pub(super) trust: Vec<NetworkTrust>,
+    /// What is never redirected.
+    #[serde(default)]
+    pub(super) exclusions: Exclusions,
+    /// Plaintext that arrives at an enrolled workload.
+    #[serde(default)]
+    pub(super) plaintext_to_mesh: PlaintextToMesh,
+}
+
+/// Either caDirectory, or certificates and roots.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Identity {
+    /// Folder with ca-cert.pem, ca-key.pem, root-cert.pem and cert-chain.pem of an intermediate.
+    #[serde(default)]
+    pub(super) ca_directory: Option<String>,
+    /// Ready-made certificates.
+    #[serde(default)]
+    pub(super) certificates: Vec<Certificate>,
+    /// PEM file with the roots of the own trust domain.
+    #[serde(default)]
+    pub(super) roots: Option<String>,
+    /// Life of certificates made from the intermediate, as 24h, 90m or 30s.
+    #[serde(default)]
+    pub(super) ttl: Option<String>,
+}
+
+/// Certificate of one identity.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Certificate {
+    /// As spiffe://cluster.local/ns/default/sa/web.
+    pub(super) identity: String,
+    /// PEM file, leaf first.
+    pub(super) chain: String,
+    /// PEM file with the private key.
+    pub(super) key: String,
+}
+
+#[derive(Debug, Clone, Copy, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) enum Existing {
+    #[default]
+    Keep,
+    Close,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Enrolment {
+    /// uid of the workload.
+    pub(super) workload: String,
+    /// Its network namespace: a name below /run/netns or a path.
+    pub(super) netns: String,
+    /// Path of its cgroup.
+    #[serde(default)]
+    pub(super) cgroup: Option<String>,
+    /// Whether connections that are open at that time live on.
+    #[serde(default)]
+    pub(super) existing: Existing,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct GatewayEntry {
+    pub(super) network: String,
+    /// "ip:port" or "host:port".
+    pub(super) addresses: Vec<String>,
+    /// Who may answer there.
+    pub(super) identities: Vec<String>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct GatewayRole {
+    /// "ip:port" to listen on.
+    pub(super) listen: Vec<String>,
+    /// Identity of the gateway.
+    pub(super) identity: String,
+    /// Identities believed about being a waypoint or gateway: an identity, a prefix ending in "*", or "any".
+    #[serde(default)]
+    pub(super) trusted_sources: Vec<String>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct NetworkTrust {
+    pub(super) network: String,
+    pub(super) trust_domains: Vec<TrustedDomain>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct TrustedDomain {
+    pub(super) name: String,
+    /// PEM file with its roots.
+    pub(super) roots: String,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct Exclusions {
+    /// Destination ports of outbound connections.
+    pub(super) ports: Vec<u16>,
+    /// Destination ranges of outbound connections.
+    pub(super) cidrs: Vec<String>,
+    /// Ports of inbound connections.
+    pub(super) inbound_ports: Vec<u16>,
+}
+
+#[derive(Debug, Clone, Copy, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) enum PlaintextToMesh {
+    #[default]
+    Allow,
+    Refuse,
+}

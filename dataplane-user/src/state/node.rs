@@ -1,0 +1,200 @@
+//! What one node or gateway is configured to do: the `causeway` key of the model file.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::Cidr;
+use crate::identity::{SpiffeId, StoreConfig};
+
+/// A dialable gateway address.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum GatewayAddress {
+    /// An address.
+    Ip(SocketAddr),
+    /// A host name, resolved on every dial, and a port.
+    Host(String, u16),
+}
+
+impl fmt::Display for GatewayAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(address) => write!(f, "{address}"),
+            Self::Host(name, port) => write!(f, "{name}:{port}"),
+        }
+    }
+}
+
+/// What happens to connections that are open when a workload is enrolled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ExistingConnections {
+    /// They live on untouched.
+    #[default]
+    Keep,
+    /// They are closed.
+    Close,
+}
+
+/// A workload to bring under redirection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Enrolment {
+    /// Its uid.
+    pub workload: Arc<str>,
+    /// Path of its network namespace.
+    pub netns: PathBuf,
+    /// Path of its cgroup.
+    pub cgroup: Option<PathBuf>,
+    /// Connections open at that time.
+    pub existing: ExistingConnections,
+}
+
+/// Further entry points of another network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GatewayEntry {
+    /// The network.
+    pub network: Arc<str>,
+    /// Where.
+    pub addresses: Vec<GatewayAddress>,
+    /// Who answers there.
+    pub identities: Vec<SpiffeId>,
+}
+
+/// An identity that may say what kind of proxy it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SourceMatch {
+    /// Anybody.
+    Any,
+    /// This one.
+    Exact(SpiffeId),
+    /// All whose name begins so.
+    Prefix(Arc<str>),
+}
+
+impl SourceMatch {
+    /// Whether the identity is meant.
+    #[must_use]
+    pub fn matches(&self, id: &SpiffeId) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Exact(exact) => exact == id,
+            Self::Prefix(prefix) => id.as_str().starts_with(&**prefix),
+        }
+    }
+}
+
+/// The east-west gateway role of a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GatewayRole {
+    /// Where it listens.
+    pub listen: Vec<SocketAddr>,
+    /// Its identity.
+    pub identity: SpiffeId,
+    /// Who is believed about being a waypoint or a gateway.
+    pub trusted_sources: Vec<SourceMatch>,
+}
+
+/// Services that the gateway role may forward to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Exports {
+    /// All that have an endpoint in the own network.
+    All,
+    /// Those with these keys.
+    Named(BTreeSet<Arc<str>>),
+}
+
+impl Exports {
+    /// Whether a service may be reached from other networks.
+    #[must_use]
+    pub fn contains(&self, service_key: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Named(keys) => keys.contains(service_key),
+        }
+    }
+}
+
+/// A trust domain of a peer with its roots.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TrustedDomain {
+    /// Name.
+    pub name: String,
+    /// PEM file.
+    pub roots: PathBuf,
+}
+
+/// The trust domains accepted from workloads of another network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkTrust {
+    /// The network.
+    pub network: Arc<str>,
+    /// Its trust domains.
+    pub domains: Vec<TrustedDomain>,
+}
+
+/// What is never redirected.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Exclusions {
+    /// Destination ports of outbound connections.
+    pub ports: Vec<u16>,
+    /// Destination ranges of outbound connections.
+    pub cidrs: Vec<Cidr>,
+    /// Ports of inbound connections.
+    pub inbound_ports: Vec<u16>,
+}
+
+/// Plaintext that arrives at an enrolled workload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PlaintextToMesh {
+    /// Delivered unless a policy refuses it.
+    #[default]
+    Allow,
+    /// Refused.
+    Refuse,
+}
+
+/// What this node does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeConfig {
+    /// Name of the node, as workloads carry it.
+    pub node: Arc<str>,
+    /// Own cluster.
+    pub cluster: Arc<str>,
+    /// Own network.
+    pub network: Arc<str>,
+    /// Certificates and the own trust domain.
+    pub identity: StoreConfig,
+    /// Workloads to bring under redirection.
+    pub enrol: Vec<Enrolment>,
+    /// Further entry points of other networks.
+    pub gateways: Vec<GatewayEntry>,
+    /// The gateway role, if this node has it.
+    pub gateway: Option<GatewayRole>,
+    /// What the gateway role may forward to.
+    pub exports: Exports,
+    /// Trust domains of other networks.
+    pub trust: Vec<NetworkTrust>,
+    /// What is never redirected.
+    pub exclusions: Exclusions,
+    /// Plaintext that arrives at an enrolled workload.
+    pub plaintext_to_mesh: PlaintextToMesh,
+}
+
+impl NodeConfig {
+    /// The own trust domain.
+    #[must_use]
+    pub fn trust_domain(&self) -> &str {
+        &self.identity.trust_domain
+    }
+
+    /// Names of the trust domains accepted from a network, besides the own.
+    #[must_use]
+    pub fn trusted_domains(&self, network: &str) -> Vec<String> {
+        self.trust
+            .iter()
+            .filter(|trust| &*trust.network == network)
+            .flat_map(|trust| trust.domains.iter().map(|domain| domain.name.clone()))
+            .collect()
+    }
+}
