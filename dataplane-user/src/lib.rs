@@ -8,3 +8,4 @@ pub mod decide;
 pub mod hbone;
 pub mod identity;
 pub mod state;
+pub mod tunnel;

@@ -1,0 +1,304 @@
+//! The byte path: between an application's socket and a stream, and between two sockets.
+
+use std::{
+    cell::Cell,
+    future::{Future, poll_fn},
+    io::{self, IoSlice},
+    net::Shutdown,
+    pin::pin,
+    task::Poll,
+};
+
+use bytes::{Bytes, BytesMut};
+use h2::{Reason, RecvStream};
+use socket2::SockRef;
+use tokio::{
+    io::{AsyncReadExt, Interest},
+    net::{TcpStream, tcp::ReadHalf},
+};
+
+use super::{
+    ends::{FarEnd, far_end},
+    h2io::poll_send_capacity,
+    settings::SendStream,
+};
+
+/// The smallest and the largest read of an application's socket, in bytes. Twice the largest costs more than it saves: what is
+/// read, framed and encrypted then no longer fits the cache next to it.
+const READ_BYTES: (usize, usize) = (4 << 10, 128 << 10);
+/// Received frames handed to one vectored write.
+const FRAMES_PER_WRITE: usize = 32;
+
+/// Bytes carried so far, readable while the copy runs.
+#[derive(Default, Debug)]
+pub struct Counts {
+    /// From the socket into the stream.
+    pub sent: Cell<u64>,
+    /// From the stream into the socket.
+    pub received: Cell<u64>,
+}
+
+/// Why a copy ended before both halves were done.
+#[derive(Debug)]
+pub enum CopyError {
+    /// The local socket failed: reset by the application, or unreachable.
+    Local(io::Error),
+    /// The stream was reset by the peer or lost with its tunnel.
+    Remote(h2::Error),
+    /// A stream that must carry TLS carries something else.
+    NotTls,
+    /// What allowed the connection is gone: policy, export or identity, in words.
+    Revoked(String),
+}
+
+impl std::fmt::Display for CopyError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            CopyError::Local(error) => write!(f, "local socket: {error}"),
+            CopyError::Remote(error) => write!(f, "stream: {error}"),
+            CopyError::NotTls => {
+                f.write_str("the stream does not carry TLS: a gateway forwards encrypted traffic only")
+            }
+            CopyError::Revoked(why) => write!(f, "no longer allowed: {why}"),
+        }
+    }
+}
+
+/// What the first bytes of the peer must look like.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum FirstBytes {
+    /// Anything: application data.
+    Any,
+    /// A TLS handshake record (RFC 8446, 5.1): a gateway never relays plaintext.
+    TlsHandshake,
+}
+
+/// Reads that follow what the sender does: small while little comes, large when the buffer was filled.
+struct Reader {
+    size: usize,
+}
+
+impl Reader {
+    fn new() -> Self {
+        Self { size: READ_BYTES.0 }
+    }
+
+    /// Waits for data, then reads it into a buffer made for it; an idle connection holds none. Empty means the end.
+    async fn read(&mut self, socket: &mut ReadHalf<'_>) -> io::Result<Bytes> {
+        // A read that did not fill its buffer tells the runtime that the socket is empty, which saves the next system
+        // call; only polling does that, a separate wait for readiness does not.
+        let buffer = poll_fn(|cx| {
+            let mut buffer = BytesMut::with_capacity(self.size);
+            let read = pin!(socket.read_buf(&mut buffer)).poll(cx);
+            read.map_ok(|_| buffer)
+        })
+        .await?;
+        if buffer.len() == self.size {
+            self.size = (self.size * 4).min(READ_BYTES.1);
+        } else if buffer.len() < self.size / 4 {
+            self.size = (self.size / 2).max(READ_BYTES.0);
+        }
+        Ok(buffer.freeze())
+    }
+}
+
+/// Socket to stream, until the application sends FIN.
+async fn upload(socket: &mut ReadHalf<'_>, send: &mut SendStream, counts: &Counts) -> Result<(), CopyError> {
+    let mut reader = Reader::new();
+    loop {
+        let mut data = reader.read(socket).await.map_err(CopyError::Local)?;
+        if data.is_empty() {
+            return send.send_data(Bytes::new(), true).map_err(CopyError::Remote);
+        }
+        let total = data.len() as u64;
+        while !data.is_empty() {
+            let granted = poll_fn(|cx| poll_send_capacity(send, data.len(), cx)).await.map_err(CopyError::Remote)?;
+            send.send_data(data.split_to(granted), false).map_err(CopyError::Remote)?;
+        }
+        counts.sent.set(counts.sent.get() + total);
+    }
+}
+
+/// Stream to socket, until END_STREAM.
+async fn download(
+    receive: &mut RecvStream,
+    socket: &TcpStream,
+    counts: &Counts,
+    first: FirstBytes,
+) -> Result<(), CopyError> {
+    let mut frames: Vec<Bytes> = Vec::new();
+    let mut ended = false;
+    let mut checked = first == FirstBytes::Any;
+    while !ended {
+        match poll_fn(|cx| receive.poll_data(cx)).await {
+            Some(Ok(frame)) => frames.push(frame),
+            Some(Err(error)) if far_end(&error) == FarEnd::Fin => break,
+            Some(Err(error)) => return Err(CopyError::Remote(error)),
+            None => break,
+        }
+        // Frames that are already here share one write.
+        let mut failure = None;
+        poll_fn(|cx| {
+            while frames.len() < FRAMES_PER_WRITE {
+                match receive.poll_data(cx) {
+                    Poll::Ready(Some(Ok(frame))) => frames.push(frame),
+                    Poll::Ready(Some(Err(error))) => {
+                        failure = Some(error);
+                        break;
+                    }
+                    Poll::Ready(None) => {
+                        ended = true;
+                        break;
+                    }
+                    Poll::Pending => break,
+                }
+            }
+            Poll::Ready(())
+        })
+        .await;
+        if !checked && let Some(byte) = frames.iter().find_map(|frame| frame.first()) {
+            // 22 is the record type "handshake".
+            if *byte != 22 {
+                return Err(CopyError::NotTls);
+            }
+            checked = true;
+        }
+        let total: usize = frames.iter().map(Bytes::len).sum();
+        write_all(socket, &mut frames).await.map_err(CopyError::Local)?;
+        let _ = receive.flow_control().release_capacity(total);
+        counts.received.set(counts.received.get() + total as u64);
+        match failure {
+            Some(error) if far_end(&error) == FarEnd::Fin => break,
+            Some(error) => return Err(CopyError::Remote(error)),
+            None => {}
+        }
+    }
+    Ok(())
+}
+
+/// Writes every frame and empties the list.
+async fn write_all(socket: &TcpStream, frames: &mut Vec<Bytes>) -> io::Result<()> {
+    let mut done = 0;
+    while done < frames.len() {
+        let slices: Vec<IoSlice<'_>> = frames.iter().skip(done).map(|frame| IoSlice::new(frame)).collect();
+        match socket.try_write_vectored(&slices) {
+            Ok(mut written) => {
+                for frame in frames.iter_mut().skip(done) {
+                    if written < frame.len() {
+                        let _ = frame.split_to(written);
+                        break;
+                    }
+                    written -= frame.len();
+                    done += 1;
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                socket.ready(Interest::WRITABLE).await?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    frames.clear();
+    Ok(())
+}
+
+/// Sends FIN on a socket that is only borrowed. A peer that is gone already has no use for one.
+fn finish_writing(socket: &TcpStream) -> io::Result<()> {
+    match SockRef::from(socket).shutdown(Shutdown::Write) {
+        Err(error) if error.kind() != io::ErrorKind::NotConnected => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Carries both directions between `socket` and a stream until both are done or one fails.
+///
+/// FIN and END_STREAM each close one half only. After a failure the other side is reset: the stream with CANCEL, the
+/// socket by the RST that follows from [`TcpStream::set_zero_linger`]. So are both when `revoked` yields a reason.
+///
+/// # Errors
+/// The side that failed, see [`CopyError`].
+pub async fn socket_and_stream(
+    mut socket: TcpStream,
+    mut send: SendStream,
+    mut receive: RecvStream,
+    counts: &Counts,
+    first: FirstBytes,
+    revoked: impl Future<Output = String>,
+) -> Result<(), CopyError> {
+    let (mut reading, writing) = socket.split();
+    let up = upload(&mut reading, &mut send, counts);
+    let down = async {
+        download(&mut receive, writing.as_ref(), counts, first).await?;
+        finish_writing(writing.as_ref()).map_err(CopyError::Local)
+    };
+    let carried = async { tokio::try_join!(up, down).map(|_| ()) };
+    let result = until(carried, revoked).await;
+    match &result {
+        Ok(()) => {}
+        Err(CopyError::Local(_) | CopyError::NotTls | CopyError::Revoked(_)) => {
+            send.send_reset(Reason::CANCEL);
+            let _ = socket.set_zero_linger();
+        }
+        Err(CopyError::Remote(_)) => {
+            let _ = socket.set_zero_linger();
+        }
+    }
+    result
+}
+
+/// One direction between two sockets, until FIN.
+async fn pump(from: &mut ReadHalf<'_>, to: &TcpStream, bytes: &Cell<u64>) -> io::Result<()> {
+    let mut reader = Reader::new();
+    let mut frames = Vec::with_capacity(1);
+    loop {
+        let data = reader.read(from).await?;
+        if data.is_empty() {
+            return finish_writing(to);
+        }
+        let total = data.len() as u64;
+        frames.push(data);
+        write_all(to, &mut frames).await?;
+        bytes.set(bytes.get() + total);
+    }
+}
+
+/// What `carried` yields, unless `revoked` yields a reason first.
+async fn until(
+    carried: impl Future<Output = Result<(), CopyError>>,
+    revoked: impl Future<Output = String>,
+) -> Result<(), CopyError> {
+    tokio::select! {
+        biased;
+        result = carried => result,
+        reason = revoked => Err(CopyError::Revoked(reason)),
+    }
+}
+
+/// Carries both directions between two sockets until both are done, one fails, or `revoked` yields a reason; after a failure
+/// both are reset.
+///
+/// # Errors
+/// The error of the socket that failed, or the reason.
+pub async fn socket_and_socket(
+    mut near: TcpStream,
+    mut far: TcpStream,
+    counts: &Counts,
+    revoked: impl Future<Output = String>,
+) -> Result<(), CopyError> {
+    let (mut near_reading, near_writing) = near.split();
+    let (mut far_reading, far_writing) = far.split();
+    let carried = async {
+        tokio::try_join!(
+            pump(&mut near_reading, far_writing.as_ref(), &counts.sent),
+            pump(&mut far_reading, near_writing.as_ref(), &counts.received)
+        )
+        .map(|_| ())
+        .map_err(CopyError::Local)
+    };
+    let result = until(carried, revoked).await;
+    if result.is_err() {
+        let _ = near.set_zero_linger();
+        let _ = far.set_zero_linger();
+    }
+    result
+}

@@ -1,0 +1,109 @@
+//! Tunnels in the server role: TLS, the HTTP/2 preface, and one task per stream.
+
+use std::{future::Future, rc::Rc};
+
+use bytes::Bytes;
+use h2::{RecvStream, server::SendResponse};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use rustls::ServerConnection;
+use tokio::{net::TcpStream, sync::watch, task::spawn_local, time::timeout};
+
+use super::{
+    client::describe_tls,
+    settings::{self, SendStream},
+    tls::TlsStream,
+};
+use crate::{hbone::Authority, identity::SpiffeId};
+
+/// A CONNECT waiting for its answer.
+pub struct Incoming {
+    /// What the peer asked for.
+    pub request: Request<RecvStream>,
+    respond: SendResponse<Bytes>,
+}
+
+impl Incoming {
+    /// Opens the tunnelled connection: 200 with `headers`.
+    ///
+    /// # Errors
+    /// The stream or its tunnel is gone.
+    pub fn accept(mut self, headers: HeaderMap) -> Result<(SendStream, RecvStream), h2::Error> {
+        let mut response = Response::new(());
+        *response.headers_mut() = headers;
+        let send = self.respond.send_response(response, false)?;
+        Ok((send, self.request.into_body()))
+    }
+
+    /// The target the peer names.
+    ///
+    /// # Errors
+    /// Words for the log: another method than CONNECT, or an authority that is none.
+    pub fn authority(&self) -> Result<Authority, String> {
+        if self.request.method() != Method::CONNECT {
+            return Err(format!("method {} instead of CONNECT", self.request.method()));
+        }
+        let text = self.request.uri().authority().map(|authority| authority.as_str()).unwrap_or_default();
+        Authority::parse(text).map_err(|error| error.to_string())
+    }
+
+    /// Answers with a failure; there is no body.
+    pub fn refuse(mut self, status: u16) {
+        let mut response = Response::new(());
+        *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        // The peer may be gone already; then nobody waits for the answer.
+        let _ = self.respond.send_response(response, true);
+    }
+}
+
+/// Serves one accepted connection until the peer closes it or `drain` turns true and its streams are done.
+///
+/// `handle` is called for every CONNECT with the peer's identity.
+///
+/// # Errors
+/// Words for the log when TLS or the preface fails: which of the two, and why.
+pub async fn serve<H, F>(
+    socket: TcpStream,
+    session: ServerConnection,
+    mut drain: watch::Receiver<bool>,
+    handle: H,
+) -> Result<(), String>
+where
+    H: Fn(Incoming, Rc<SpiffeId>) -> F,
+    F: Future<Output = ()> + 'static,
+{
+    let accepted = timeout(settings::HANDSHAKE_TIMEOUT, async {
+        let tls =
+            TlsStream::handshake(socket, session).await.map_err(|error| format!("TLS: {}", describe_tls(&error)))?;
+        if tls.alpn() != Some(b"h2") {
+            return Err("TLS: the peer does not offer HTTP/2 (ALPN h2)".to_owned());
+        }
+        let peer = crate::identity::peer_identity(tls.peer_certificates())
+            .ok_or("TLS: the peer's certificate names no SPIFFE identity")?;
+        let connection =
+            settings::server().handshake::<_, Bytes>(tls).await.map_err(|error| format!("HTTP/2 preface: {error}"))?;
+        Ok((connection, Rc::new(peer)))
+    })
+    .await;
+    let (mut connection, peer) = match accepted {
+        Ok(made) => made?,
+        Err(_) => return Err("no TLS handshake within 10 s".to_owned()),
+    };
+    let mut draining = *drain.borrow();
+    loop {
+        if draining {
+            connection.graceful_shutdown();
+        }
+        tokio::select! {
+            incoming = connection.accept() => match incoming {
+                Some(Ok((request, respond))) => {
+                    spawn_local(handle(Incoming { request, respond }, peer.clone()));
+                }
+                // A tunnel cut off by its peer ends its streams; each says so in its own line of the log.
+                Some(Err(_)) | None => return Ok(()),
+            },
+            changed = drain.changed(), if !draining => {
+                draining = changed.is_err() || *drain.borrow();
+            }
+        }
+    }
+}
