@@ -7,5 +7,6 @@
 pub mod decide;
 pub mod hbone;
 pub mod identity;
+pub mod redirect;
 pub mod state;
 pub mod tunnel;

@@ -1,0 +1,133 @@
+//! The daemon's side of the control channel.
+
+use std::io;
+use std::net::{IpAddr, TcpListener};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use super::podnet::{Saved, StepError};
+use super::wire::{self, PACKET_LENGTH, Packet, Reader, tag};
+use crate::redirect::enrol::{PodId, WorkerListeners};
+
+/// Sends requests and waits for their answers, one at a time.
+#[derive(Debug)]
+pub(in crate::redirect) struct Control {
+    channel: OwnedFd,
+}
+
+/// What the helper found and made in a namespace.
+#[derive(Debug)]
+pub(in crate::redirect) struct OpenedPod {
+    pub(in crate::redirect) saved: Saved,
+    pub(in crate::redirect) addresses: Vec<IpAddr>,
+    pub(in crate::redirect) listeners: Vec<WorkerListeners>,
+}
+
+/// One answer with the descriptors beside it.
+struct Answer {
+    bytes: Vec<u8>,
+    fds: Vec<OwnedFd>,
+}
+
+impl Control {
+    pub(super) fn new(channel: OwnedFd) -> Self {
+        Self { channel }
+    }
+
+    /// Ends the conversation, and with it the helper.
+    pub(super) fn close(&self) {
+        // SAFETY: no pointer is passed; the descriptor stays open until it is dropped.
+        unsafe { libc::shutdown(self.channel.as_raw_fd(), libc::SHUT_RDWR) };
+    }
+
+    /// Gives the helper a worker's channel to serve.
+    pub(super) fn add_channel(&self, channel: BorrowedFd<'_>) -> io::Result<()> {
+        Packet::new(tag::CHANNEL).send(self.channel.as_fd(), &[channel])
+    }
+
+    /// Sets a namespace up for `workers` workers.
+    pub(in crate::redirect) fn open(
+        &self,
+        pod: PodId,
+        workers: usize,
+        netns: BorrowedFd<'_>,
+    ) -> Result<OpenedPod, StepError> {
+        Packet::new(tag::OPEN).u32(pod.0).u32(workers as u32).send(self.channel.as_fd(), &[netns]).map_err(talking)?;
+        let mut listeners = Vec::with_capacity(workers);
+        loop {
+            let answer = self.answer()?;
+            let mut fields = Reader::new(&answer.bytes);
+            match fields.u8().map_err(talking)? {
+                tag::LISTENERS => listeners.push(worker_listeners(answer.fds)?),
+                tag::OPENED => {
+                    let saved = Saved {
+                        fwmark_accept: fields.i32().map_err(talking)?,
+                        somaxconn: fields.i32().map_err(talking)?,
+                    };
+                    let mut addresses = Vec::new();
+                    while let Some(address) = fields.address().map_err(talking)? {
+                        addresses.push(address);
+                    }
+                    return Ok(OpenedPod { saved, addresses, listeners });
+                }
+                _ => return Err(unexpected()),
+            }
+        }
+    }
+
+    /// Removes rules and routes and restores sysctl values in a namespace.
+    pub(in crate::redirect) fn undo(&self, saved: Saved, netns: BorrowedFd<'_>) -> Result<(), StepError> {
+        let request = Packet::new(tag::UNDO).i32(saved.fwmark_accept).i32(saved.somaxconn);
+        request.send(self.channel.as_fd(), &[netns]).map_err(talking)?;
+        self.done()
+    }
+
+    /// Resets the connections of a namespace that are open past the engine.
+    pub(in crate::redirect) fn close_existing(&self, netns: BorrowedFd<'_>) -> Result<(), StepError> {
+        Packet::new(tag::CLOSE_EXISTING).send(self.channel.as_fd(), &[netns]).map_err(talking)?;
+        self.done()
+    }
+
+    /// Stops sockets for a pod.
+    pub(in crate::redirect) fn forget(&self, pod: PodId) -> Result<(), StepError> {
+        Packet::new(tag::FORGET).u32(pod.0).send(self.channel.as_fd(), &[]).map_err(talking)?;
+        self.done()
+    }
+
+    fn done(&self) -> Result<(), StepError> {
+        let answer = self.answer()?;
+        if answer.bytes.first() == Some(&tag::DONE) { Ok(()) } else { Err(unexpected()) }
+    }
+
+    /// The next answer, a failure of the helper as an error.
+    fn answer(&self) -> Result<Answer, StepError> {
+        let mut buffer = [0; PACKET_LENGTH];
+        let (length, fds) = wire::receive(self.channel.as_fd(), &mut buffer).map_err(talking)?;
+        if length == 0 {
+            return Err(talking(io::Error::new(io::ErrorKind::BrokenPipe, "it is gone; restart the daemon")));
+        }
+        let bytes = buffer.get(..length).unwrap_or_default().to_vec();
+        let mut fields = Reader::new(&bytes);
+        if fields.u8().map_err(talking)? == tag::FAILED {
+            let source = io::Error::from_raw_os_error(fields.i32().map_err(talking)?);
+            return Err(StepError { action: String::from_utf8_lossy(fields.rest()).into_owned(), source });
+        }
+        Ok(Answer { bytes, fds })
+    }
+}
+
+fn talking(source: io::Error) -> StepError {
+    StepError { action: String::from("talking to the netns helper"), source }
+}
+
+fn unexpected() -> StepError {
+    talking(io::Error::new(io::ErrorKind::InvalidData, "unexpected answer"))
+}
+
+fn worker_listeners(fds: Vec<OwnedFd>) -> Result<WorkerListeners, StepError> {
+    let [outbound, plaintext, hbone] = <[OwnedFd; 3]>::try_from(fds).map_err(|_| unexpected())?;
+    Ok(WorkerListeners {
+        outbound: TcpListener::from(outbound),
+        plaintext: TcpListener::from(plaintext),
+        hbone: TcpListener::from(hbone),
+    })
+}

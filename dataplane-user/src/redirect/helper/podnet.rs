@@ -1,0 +1,223 @@
+//! What is set up inside a pod's namespace, and how it is undone. Everything here runs on a thread that has entered it.
+
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use causeway_ebpf::abi::{DELIVERY_MARK, HBONE_PORT, MARK_MASK, OUTBOUND_PORT, PLAINTEXT_PORT, UPSTREAM_MARK};
+
+use super::netlink::{Family, Netlink};
+use crate::redirect::sockets::{Family as SocketFamily, SocketKind};
+use crate::redirect::system::{check, set_option, socket};
+
+const FWMARK_ACCEPT: &str = "/proc/sys/net/ipv4/tcp_fwmark_accept";
+const SOMAXCONN: &str = "/proc/sys/net/core/somaxconn";
+const BACKLOG: i32 = 8192;
+
+/// A step that failed, with what it was.
+#[derive(Debug)]
+pub(in crate::redirect) struct StepError {
+    pub(in crate::redirect) action: String,
+    pub(in crate::redirect) source: io::Error,
+}
+
+/// Names the step of an error.
+fn step<T>(action: impl Into<String>, result: io::Result<T>) -> Result<T, StepError> {
+    result.map_err(|source| StepError { action: action.into(), source })
+}
+
+/// Sysctl values from before enrolment; negative where nothing was changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::redirect) struct Saved {
+    pub(in crate::redirect) fwmark_accept: i32,
+    pub(in crate::redirect) somaxconn: i32,
+}
+
+/// What an opened namespace gave.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) saved: Saved,
+    pub(super) addresses: Vec<IpAddr>,
+    /// Outbound, plaintext and HBONE listener of each worker.
+    pub(super) listeners: Vec<[OwnedFd; 3]>,
+}
+
+/// Sets the current namespace up for `workers` workers. On an error nothing is left changed.
+pub(super) fn open(workers: usize) -> Result<Opened, StepError> {
+    let mut saved = Saved { fwmark_accept: -1, somaxconn: -1 };
+    let result = open_steps(workers, &mut saved);
+    if result.is_err() {
+        let _ = undo(saved);
+    }
+    result
+}
+
+fn open_steps(workers: usize, saved: &mut Saved) -> Result<Opened, StepError> {
+    saved.fwmark_accept = raise_sysctl(FWMARK_ACCEPT, 1)?;
+    saved.somaxconn = raise_sysctl(SOMAXCONN, BACKLOG)?;
+    let netlink = step("opening a netlink socket", Netlink::route())?;
+    let addresses = step("listing addresses", netlink.addresses())?;
+    for family in [Family::V4, Family::V6] {
+        let added = netlink.add_rule(family, DELIVERY_MARK, MARK_MASK).and_then(|()| netlink.add_local_route(family));
+        let used = addresses.iter().any(|address| address.is_ipv6() == (family == Family::V6));
+        // A pod without an address of a family may have that family switched off altogether.
+        if used {
+            step(format!("adding the delivery rule and route ({family:?})"), added)?;
+        }
+    }
+    let kinds = [OUTBOUND_PORT, PLAINTEXT_PORT, HBONE_PORT];
+    let mut groups = Vec::with_capacity(kinds.len());
+    for port in kinds {
+        groups.push(step(format!("opening listeners on port {port}"), listen(port, workers))?.into_iter());
+    }
+    let mut listeners = Vec::with_capacity(workers);
+    let mut groups = groups.into_iter();
+    if let (Some(outbound), Some(plaintext), Some(hbone)) = (groups.next(), groups.next(), groups.next()) {
+        for ((outbound, plaintext), hbone) in outbound.zip(plaintext).zip(hbone) {
+            listeners.push([outbound, plaintext, hbone]);
+        }
+    }
+    Ok(Opened { saved: *saved, addresses, listeners })
+}
+
+/// Removes rules and routes and restores sysctl values in the current namespace.
+pub(in crate::redirect) fn undo(saved: Saved) -> Result<(), StepError> {
+    let netlink = step("opening a netlink socket", Netlink::route())?;
+    for family in [Family::V4, Family::V6] {
+        let removed =
+            netlink.remove_rule(family, DELIVERY_MARK, MARK_MASK).and_then(|()| netlink.remove_local_route(family));
+        match removed {
+            // A kernel without IPv6 had nothing to remove.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP)) => {}
+            other => step(format!("removing the delivery rule and route ({family:?})"), other)?,
+        }
+    }
+    for (path, value) in [(FWMARK_ACCEPT, saved.fwmark_accept), (SOMAXCONN, saved.somaxconn)] {
+        if value >= 0 {
+            step(format!("restoring {path}"), fs::write(path, value.to_string()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Raises a sysctl of the current namespace to `least`; returns the value to restore, negative if it was high enough.
+///
+/// The files below /proc/sys/net are those of the namespace the opening thread is in.
+fn raise_sysctl(path: &str, least: i32) -> Result<i32, StepError> {
+    let text = step(format!("reading {path}"), fs::read_to_string(path))?;
+    let value: i32 = text.trim().parse().unwrap_or(0);
+    if value >= least {
+        return Ok(-1);
+    }
+    step(format!("writing {path}"), fs::write(path, least.to_string()))?;
+    Ok(value)
+}
+
+/// One listener for each worker on `port`, or on a port of the kernel's choice where the application holds that one: the
+/// socket lookup selects the listener, whatever its port.
+fn listen(port: u16, workers: usize) -> io::Result<Vec<OwnedFd>> {
+    let mut group: Vec<OwnedFd> = Vec::with_capacity(workers);
+    let mut bound = port;
+    for index in 0..workers.max(1) {
+        let listener = match listener(bound) {
+            Err(error) if index == 0 && error.kind() == io::ErrorKind::AddrInUse => listener(0)?,
+            other => other?,
+        };
+        if index == 0 {
+            bound = std::net::TcpListener::from(listener.try_clone()?).local_addr()?.port();
+        }
+        group.push(listener);
+    }
+    if let Some(first) = group.first().filter(|_| workers > 1) {
+        steer_by_cpu(first.as_fd(), workers as u32)?;
+    }
+    Ok(group)
+}
+
+/// A non-blocking listener on every address of both families, or of IPv4 alone where the kernel has no IPv6.
+fn listener(port: u16) -> io::Result<OwnedFd> {
+    let stream = libc::SOCK_STREAM | libc::SOCK_NONBLOCK;
+    let (fd, v6) = match socket(libc::AF_INET6, stream, libc::IPPROTO_TCP) {
+        Ok(fd) => (fd, true),
+        Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
+            (socket(libc::AF_INET, stream, libc::IPPROTO_TCP)?, false)
+        }
+        Err(error) => return Err(error),
+    };
+    set_option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR, &1i32)?;
+    set_option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEPORT, &1i32)?;
+    set_option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_MARK, &UPSTREAM_MARK)?;
+    if v6 {
+        set_option(fd.as_fd(), libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, &0i32)?;
+    }
+    bind_any(fd.as_fd(), v6, port)?;
+    // SAFETY: no pointer is passed.
+    check(unsafe { libc::listen(std::os::fd::AsRawFd::as_raw_fd(&fd), BACKLOG) })?;
+    Ok(fd)
+}
+
+fn bind_any(fd: BorrowedFd<'_>, v6: bool, port: u16) -> io::Result<()> {
+    use std::mem::size_of;
+    use std::os::fd::AsRawFd;
+    let result = if v6 {
+        let address = libc::sockaddr_in6 {
+            sin6_family: libc::AF_INET6 as libc::sa_family_t,
+            sin6_port: port.to_be(),
+            sin6_flowinfo: 0,
+            sin6_addr: libc::in6_addr { s6_addr: [0; 16] },
+            sin6_scope_id: 0,
+        };
+        let length = size_of::<libc::sockaddr_in6>() as libc::socklen_t;
+        // SAFETY: the pointer is valid for the length passed.
+        unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), length) }
+    } else {
+        let address = libc::sockaddr_in {
+            sin_family: libc::AF_INET as libc::sa_family_t,
+            sin_port: port.to_be(),
+            sin_addr: libc::in_addr { s_addr: 0 },
+            sin_zero: [0; 8],
+        };
+        let length = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+        // SAFETY: the pointer is valid for the length passed.
+        unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), length) }
+    };
+    check(result).map(drop)
+}
+
+/// Lets the worker whose number is that of the CPU a SYN arrives on (modulo the workers) accept the connection.
+fn steer_by_cpu(listener: BorrowedFd<'_>, workers: u32) -> io::Result<()> {
+    const LOAD_WORD: u16 = 0x20;
+    const MODULO: u16 = 0x94;
+    const RETURN_ACCUMULATOR: u16 = 0x16;
+    /// Offset of the extension that reads the CPU number.
+    const CPU: u32 = (-0x1000_i32 + 36) as u32;
+    let mut filter = [
+        libc::sock_filter { code: LOAD_WORD, jt: 0, jf: 0, k: CPU },
+        libc::sock_filter { code: MODULO, jt: 0, jf: 0, k: workers },
+        libc::sock_filter { code: RETURN_ACCUMULATOR, jt: 0, jf: 0, k: 0 },
+    ];
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    set_option(listener, libc::SOL_SOCKET, libc::SO_ATTACH_REUSEPORT_CBPF, &program)
+}
+
+/// A socket in the current namespace, ready to be connected by a worker.
+pub(super) fn outgoing(kind: SocketKind, family: SocketFamily) -> io::Result<OwnedFd> {
+    let domain = if family == SocketFamily::V4 { libc::AF_INET } else { libc::AF_INET6 };
+    let fd = socket(domain, libc::SOCK_STREAM | libc::SOCK_NONBLOCK, libc::IPPROTO_TCP)?;
+    set_option(fd.as_fd(), libc::IPPROTO_TCP, libc::TCP_NODELAY, &1i32)?;
+    match kind {
+        SocketKind::Upstream => set_option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_MARK, &UPSTREAM_MARK)?,
+        SocketKind::Delivery => {
+            set_option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_MARK, &DELIVERY_MARK)?;
+            set_option(fd.as_fd(), libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, &1i32)?;
+            // Connections of one client to several ports of the pod may share a source port.
+            set_option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR, &1i32)?;
+            match family {
+                SocketFamily::V4 => set_option(fd.as_fd(), libc::IPPROTO_IP, libc::IP_TRANSPARENT, &1i32)?,
+                SocketFamily::V6 => set_option(fd.as_fd(), libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT, &1i32)?,
+            }
+        }
+    }
+    Ok(fd)
+}

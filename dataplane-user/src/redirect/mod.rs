@@ -1,0 +1,45 @@
+//! Redirection: loads, attaches and removes the kernel programs, enrols pods, and hands out sockets inside their namespaces.
+//!
+//! - [`Redirector`] owns the programs and maps of one node. They are pinned, so that a daemon that dies leaves its pods refused
+//!   rather than in the clear, and so that the next one adopts them.
+//! - [`helper`] is a small process of its own, the only one that enters other namespaces. It opens listeners when a pod is
+//!   enrolled and hands workers ready-made sockets ([`SocketSource`]).
+//! - [`OriginalDst`] tells where a redirected connection was meant to go.
+//! - [`probe()`] says feature by feature what the running kernel supports.
+//!
+//! This is the only room with `unsafe` code: everything else works with the safe functions of this one.
+#![allow(unsafe_code, reason = "system calls without a safe wrapper; one operation per block, each with its reason")]
+
+mod bpf;
+mod cgroup;
+mod config;
+mod connect;
+mod enrol;
+mod error;
+pub mod helper;
+mod maps;
+mod netns;
+mod object;
+mod original;
+mod pins;
+mod pods;
+pub mod privileges;
+mod probe;
+mod record;
+mod redirector;
+mod sockets;
+mod system;
+mod uninstall;
+
+pub use config::{Exclusions, RedirectConfig};
+pub use connect::{connect_start, deliver, delivery_port};
+pub use enrol::{Adopted, EnrolRequest, Enrolled, Existing, NetnsRef, PodId, WorkerListeners};
+pub use error::{EnrolError, LoadError};
+pub use original::OriginalDst;
+pub use probe::{Feature, probe};
+pub use redirector::Redirector;
+pub use sockets::{Family, SocketChannel, SocketKind, SocketSource};
+pub use system::{
+    TcpInfo, keep_buffers, online_cpus, pin_thread_to_cpu, raise_nofile_limit, set_reset_on_close, tcp_info,
+};
+pub use uninstall::uninstall;

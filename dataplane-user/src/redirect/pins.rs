@@ -1,0 +1,178 @@
+//! Where objects are pinned: `<bpffs>/causeway/<instance>/v<layout>/{maps,links,pods}/…`.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+
+use causeway_ebpf::abi::LAYOUT_VERSION;
+
+use super::bpf;
+use super::cgroup::is_bpffs;
+use super::error::LoadError;
+use super::system::check;
+
+/// The pin directory of one instance, locked while it is held.
+#[derive(Debug)]
+pub(super) struct Pins {
+    instance: PathBuf,
+    layout: PathBuf,
+    _lock: File,
+}
+
+/// Names of instances must be fit for a file name.
+pub(super) fn check_instance(instance: &str) -> Result<(), LoadError> {
+    let fit = |character: char| character.is_ascii_alphanumeric() || character == '-' || character == '_';
+    if instance.is_empty() || instance.len() > 64 || !instance.chars().all(fit) {
+        let problem = format!("\"{instance}\" must be 1 to 64 letters, digits, `-` or `_`");
+        return Err(LoadError::Config { setting: "instance", problem });
+    }
+    Ok(())
+}
+
+impl Pins {
+    /// Opens the directory of an instance, making it and mounting the BPF file system where needed.
+    pub(super) fn open(bpffs: &Path, instance: &str) -> Result<Self, LoadError> {
+        check_instance(instance)?;
+        mount(bpffs)?;
+        let folder = bpffs.join("causeway").join(instance);
+        let failed = |source| LoadError::Io { action: "making the pin directory", path: folder.clone(), source };
+        fs::create_dir_all(&folder).map_err(failed)?;
+        let pins = Self::locked(folder.clone())?;
+        for part in ["maps", "links", "pods"] {
+            fs::create_dir_all(pins.layout.join(part)).map_err(failed)?;
+        }
+        Ok(pins)
+    }
+
+    /// Opens the directory of an instance if there is one.
+    pub(super) fn existing(bpffs: &Path, instance: &str) -> Result<Option<Self>, LoadError> {
+        check_instance(instance)?;
+        let folder = bpffs.join("causeway").join(instance);
+        if !folder.is_dir() || !is_bpffs(&folder).unwrap_or(false) {
+            return Ok(None);
+        }
+        Self::locked(folder).map(Some)
+    }
+
+    fn locked(instance: PathBuf) -> Result<Self, LoadError> {
+        let failed = |source| LoadError::Io { action: "locking", path: instance.clone(), source };
+        let lock = File::open(&instance).map_err(failed)?;
+        // SAFETY: no pointer is passed. The lock goes with the descriptor, also when the process is killed.
+        match check(unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let problem = format!("{} is in use by a running daemon; stop that first", instance.display());
+                return Err(LoadError::Config { setting: "instance", problem });
+            }
+            Err(error) => return Err(failed(error)),
+        }
+        let layout = instance.join(format!("v{LAYOUT_VERSION}"));
+        Ok(Self { instance, layout, _lock: lock })
+    }
+
+    pub(super) fn map(&self, name: &str) -> PathBuf {
+        self.layout.join("maps").join(name)
+    }
+
+    pub(super) fn link(&self, program: &str) -> PathBuf {
+        self.layout.join("links").join(program)
+    }
+
+    /// Link of the socket lookup in the namespace with this cookie.
+    pub(super) fn pod(&self, cookie: u64) -> PathBuf {
+        self.layout.join("pods").join(cookie.to_string())
+    }
+
+    /// Cookies of the namespaces with a pinned link.
+    pub(super) fn pods(&self) -> Vec<u64> {
+        let entries = fs::read_dir(self.layout.join("pods")).into_iter().flatten().filter_map(Result::ok);
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+    }
+
+    /// Removes what another layout version pinned. Its links are detached with it.
+    pub(super) fn remove_other_layouts(&self) -> io::Result<()> {
+        for entry in fs::read_dir(&self.instance)? {
+            let path = entry?.path();
+            if path != self.layout {
+                remove_tree(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes every pin of this layout but keeps the folders.
+    pub(super) fn clear(&self) -> io::Result<()> {
+        for part in ["links", "pods", "maps"] {
+            let folder = self.layout.join(part);
+            if folder.is_dir() {
+                remove_tree(&folder)?;
+            }
+            fs::create_dir_all(&folder)?;
+        }
+        Ok(())
+    }
+
+    /// Removes everything of this instance, and the common folder with the last one.
+    pub(super) fn remove(self) -> Result<(), LoadError> {
+        let failed = |source| LoadError::Io { action: "removing", path: self.instance.clone(), source };
+        remove_tree(&self.instance).map_err(failed)?;
+        if let Some(common) = self.instance.parent() {
+            // Not empty while other instances are there.
+            let _ = fs::remove_dir(common);
+        }
+        Ok(())
+    }
+}
+
+/// Detaches the link under `path` at once and removes the pin; a pin that is not there is fine.
+pub(super) fn remove_link(path: &Path) -> io::Result<()> {
+    use std::os::fd::AsFd;
+    match bpf::pinned(path) {
+        // The target of the link may be gone already, then there is nothing to detach.
+        Ok(link) => drop(bpf::detach(link.as_fd())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    fs::remove_file(path)
+}
+
+/// Removes a folder of pins: links first, so that no program runs with its maps half gone.
+fn remove_tree(folder: &Path) -> io::Result<()> {
+    let mut entries: Vec<PathBuf> = fs::read_dir(folder)?.filter_map(Result::ok).map(|entry| entry.path()).collect();
+    // "links" and "pods" before "maps".
+    entries.sort_by_key(|path| path.ends_with("maps"));
+    for path in entries {
+        if path.is_dir() {
+            remove_tree(&path)?;
+        } else if folder.ends_with("maps") {
+            fs::remove_file(&path)?;
+        } else {
+            remove_link(&path)?;
+        }
+    }
+    fs::remove_dir(folder)
+}
+
+/// Mounts the BPF file system at `path` if it is not.
+fn mount(path: &Path) -> Result<(), LoadError> {
+    let failed = |action: &'static str| move |source| LoadError::Io { action, path: path.to_owned(), source };
+    if !path.is_dir() {
+        fs::create_dir_all(path).map_err(failed("making the mount point of the BPF file system"))?;
+    }
+    if is_bpffs(path).map_err(failed("looking at"))? {
+        return Ok(());
+    }
+    let target = std::ffi::CString::new(path.as_os_str().as_encoded_bytes())
+        .map_err(|_| LoadError::Config { setting: "bpffs", problem: String::from("path with a zero byte") })?;
+    let kind = c"bpf".as_ptr();
+    // SAFETY: the pointers are strings that live until the call returns.
+    let result = unsafe { libc::mount(kind, target.as_ptr(), kind, 0, std::ptr::null()) };
+    check(result).map(drop).map_err(|source| match source.raw_os_error() {
+        Some(libc::EPERM) => LoadError::Privilege {
+            action: format!("mounting the BPF file system at {} (or mount it there beforehand)", path.display()),
+            capability: "CAP_SYS_ADMIN",
+        },
+        _ => LoadError::Io { action: "mounting the BPF file system at", path: path.to_owned(), source },
+    })
+}
