@@ -4,9 +4,13 @@
 //! [`hbone`] and [`identity`] know nothing of the rest; [`state`] is the mesh model; [`decide`] are pure functions over it;
 //! [`tunnel`] carries bytes; [`redirect`] owns the kernel side; [`gateway`], [`observe`], [`agent`] and [`ctl`] put it together.
 
+pub mod agent;
+pub mod ctl;
 pub mod decide;
+pub mod gateway;
 pub mod hbone;
 pub mod identity;
+pub mod observe;
 pub mod redirect;
 pub mod state;
 pub mod tunnel;

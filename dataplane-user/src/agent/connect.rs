@@ -1,0 +1,342 @@
+//! From a route to something that carries bytes: a plain socket, a stream, or a stream inside a stream.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    os::fd::AsFd,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use http::HeaderMap;
+use rustls::{ClientConnection, pki_types::ServerName};
+use tokio::{net::TcpStream, time::timeout};
+
+use super::{
+    gateways, headers, local,
+    worker::{Pod, Worker},
+};
+use crate::{
+    decide::{GatewayAddress, GatewayCandidate, HboneRoute, NestedRoute, Outbound},
+    hbone::{Baggage, ConnError, EndpointId, Leg, TraceParent, header, peer_version},
+    identity::{Credential, ExpectedPeer, SpiffeId},
+    redirect::{Family, PodId, SocketKind, connect_start, tcp_info},
+    state::Workload,
+    tunnel::{
+        client::{Legs, OpenStream, Progress, Tunnel},
+        h2io::StreamIo,
+        inner::InnerKey,
+        pool::OuterKey,
+        settings::CONNECT_TIMEOUT,
+    },
+};
+
+/// Time for TCP to one entry point of a network while others remain to be tried.
+const NEXT_GATEWAY: Duration = Duration::from_secs(1);
+
+/// Who connects, and on whose behalf.
+pub struct Source {
+    /// The pod the application runs in.
+    pub pod: Rc<Pod>,
+    /// Its workload.
+    pub workload: Arc<Workload>,
+    /// The application's own socket address.
+    pub client: SocketAddr,
+    /// The network of this node.
+    pub network: Arc<str>,
+}
+
+/// What carries the bytes of a connection.
+pub enum Link {
+    /// Plain TCP, out of the mesh.
+    Socket(TcpStream),
+    /// The application of another pod of this node.
+    Local(Neighbour),
+    /// A stream; `far` is what the other side told of itself.
+    Stream(Box<OpenStream>, Far),
+}
+
+/// A connection to the application of another pod of this node.
+pub struct Neighbour {
+    /// The socket in that pod's namespace.
+    pub socket: TcpStream,
+    /// That pod.
+    pub pod: Rc<Pod>,
+    /// Its application's address.
+    pub to: SocketAddr,
+    /// Its identity.
+    pub identity: SpiffeId,
+}
+
+/// What is known of the far end of a stream.
+#[derive(Default)]
+pub struct Far {
+    /// The identity it proved.
+    pub identity: Option<SpiffeId>,
+    /// Its cluster, from its baggage.
+    pub cluster: Option<Arc<str>>,
+    /// Its workload's name, from its baggage.
+    pub workload: Option<String>,
+    /// The next hop's address.
+    pub hop: String,
+}
+
+/// Connects along `route`.
+///
+/// # Errors
+/// The leg that failed; `retryable` tells whether another endpoint is worth trying.
+pub async fn along(worker: &Rc<Worker>, source: &Source, route: &Outbound) -> Result<Link, ConnError> {
+    match route {
+        Outbound::Passthrough { to } | Outbound::Plain { to, .. } => {
+            upstream(worker, source.pod.id, *to, CONNECT_TIMEOUT).await.map(Link::Socket)
+        }
+        Outbound::Hbone(route) => match local::connect(worker, source, route).await {
+            Some(result) => result,
+            None => single(worker, source, route).await,
+        },
+        Outbound::Nested(route) => nested(worker, source, route).await,
+    }
+}
+
+/// TCP from inside the pod's namespace.
+async fn upstream(worker: &Worker, pod: PodId, to: SocketAddr, limit: Duration) -> Result<TcpStream, ConnError> {
+    let failed = |error: &dyn std::fmt::Display| ConnError::retryable(Leg::OuterTcp, to, error);
+    let socket = worker
+        .sockets
+        .take(pod, SocketKind::Upstream, Family::from(to.ip()))
+        .await
+        .map_err(|error| failed(&format!("no socket in the pod's namespace: {error}")))?;
+    match timeout(limit, connect_start(socket, None, to)).await {
+        Ok(Ok(socket)) => Ok(socket),
+        Ok(Err(error)) => Err(failed(&error)),
+        Err(_) => Err(failed(&format!("no answer within {} ms", limit.as_millis()))),
+    }
+}
+
+/// A TLS client session of `credential` that expects `expected`.
+fn session(
+    credential: &Credential,
+    expected: &ExpectedPeer,
+    to: &str,
+    leg: Leg,
+) -> Result<ClientConnection, ConnError> {
+    // No server name is sent; rustls wants one all the same.
+    let name = ServerName::IpAddress(IpAddr::from([0, 0, 0, 0]).into());
+    ClientConnection::new(credential.client_config(expected), name).map_err(|error| ConnError::fatal(leg, to, error))
+}
+
+async fn credential(worker: &Worker, identity: &SpiffeId, leg: Leg) -> Result<Arc<Credential>, ConnError> {
+    worker
+        .shared
+        .credentials
+        .credential(identity)
+        .await
+        .map_err(|error| ConnError::fatal(leg, identity, format!("no certificate: {error}")))
+}
+
+/// What a tunnel to a next hop needs.
+struct Hop {
+    key: OuterKey,
+    credential: Arc<Credential>,
+    limit: Duration,
+}
+
+async fn dial(worker: &Worker, pod: PodId, hop: &Hop) -> Result<Tunnel, ConnError> {
+    let to = hop.key.to;
+    let socket = upstream(worker, pod, to, hop.limit).await?;
+    let progress = progress(&socket);
+    let name = to.to_string();
+    let session = session(&hop.credential, &hop.key.expected, &name, Leg::OuterTls)?;
+    Tunnel::establish(socket, session, hop.credential.generation, name, Legs::OUTER, progress).await
+}
+
+/// Reads what the kernel knows of the transport's progress, for as long as the tunnel lives.
+fn progress(socket: &TcpStream) -> Option<Progress> {
+    let socket = socket.as_fd().try_clone_to_owned().ok()?;
+    Some(Box::new(move || tcp_info(socket.as_fd()).map_or(0, |info| info.bytes_acked)))
+}
+
+async fn open_outer(
+    worker: &Rc<Worker>,
+    source: &Source,
+    hop: &Hop,
+    authority: &str,
+    headers: &HeaderMap,
+) -> Result<OpenStream, ConnError> {
+    let generation = hop.credential.generation;
+    let (stream, _) = worker
+        .outer
+        .open(&hop.key, generation, || dial(worker, source.pod.id, hop), authority, headers, Legs::OUTER)
+        .await?;
+    Ok(stream)
+}
+
+fn hop(source: &Source, credential: &Arc<Credential>, to: SocketAddr, expected: &ExpectedPeer, limit: Duration) -> Hop {
+    Hop {
+        key: OuterKey {
+            identity: source.workload.identity.clone(),
+            source: source.client.ip(),
+            to,
+            expected: expected.clone(),
+        },
+        credential: credential.clone(),
+        limit,
+    }
+}
+
+async fn single(worker: &Rc<Worker>, source: &Source, route: &HboneRoute) -> Result<Link, ConnError> {
+    let credential = credential(worker, &source.workload.identity, Leg::OuterTls).await?;
+    let hop = hop(source, &credential, route.to, &route.expected, CONNECT_TIMEOUT);
+    let trace = TraceParent::random(worker.random.trace_bytes());
+    let host = route.service.as_ref().map(|service| &*service.hostname);
+    let headers = headers::request(&source.workload, source.client, host, &trace);
+    let stream = open_outer(worker, source, &hop, &route.authority, &headers).await?;
+    let far = far(&stream, route.to.to_string());
+    Ok(Link::Stream(Box::new(stream), far))
+}
+
+/// What the answer tells of the far end.
+fn far(stream: &OpenStream, hop: String) -> Far {
+    let baggage = Baggage::parse(headers::lines(&stream.headers, header::BAGGAGE));
+    Far {
+        identity: stream.slot.peer().cloned(),
+        cluster: baggage.cluster.map(Arc::from),
+        workload: baggage.workload_name,
+        hop,
+    }
+}
+
+async fn nested(worker: &Rc<Worker>, source: &Source, route: &NestedRoute) -> Result<Link, ConnError> {
+    let credential = credential(worker, &source.workload.identity, Leg::InnerTls).await?;
+    let generation = credential.generation;
+    let key = InnerKey {
+        identity: source.workload.identity.clone(),
+        network: route.network.clone(),
+        authority: route.authority.clone(),
+        expected: route.expected.clone(),
+    };
+    let inner = Inner {
+        worker: worker.clone(),
+        pod: source.pod.clone(),
+        workload: source.workload.clone(),
+        client: source.client,
+        network: source.network.clone(),
+        route: Rc::new(route.clone()),
+        credential,
+    };
+    let inner = Rc::new(inner);
+    let trace = TraceParent::random(worker.random.trace_bytes());
+    let host = route.service.as_ref().map(|service| &*service.hostname);
+    let mut headers = headers::request(&source.workload, source.client, host, &trace);
+    headers::add_network(&mut headers, &source.network);
+    loop {
+        let dialled = inner.clone();
+        let tunnel = worker.inner.tunnel(&key, generation, route.capacity, move || dialled.clone().dial()).await?;
+        let fresh = tunnel.opened() == 0;
+        match tunnel.open(&route.authority, headers.clone(), Legs::INNER).await {
+            Ok(stream) => {
+                note_endpoint(worker, &key, &tunnel, &stream.headers);
+                let hop = stream.slot.peer_address().to_owned();
+                let far = far(&stream, hop);
+                return Ok(Link::Stream(Box::new(stream), far));
+            }
+            Err(_) if !fresh && !tunnel.is_usable() => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Counts pods behind a service by what they say of themselves; a value of another form is no endpoint.
+fn note_endpoint(worker: &Worker, key: &InnerKey, tunnel: &Tunnel, headers: &HeaderMap) {
+    let speaks = headers.get(header::X_CAUSEWAY).and_then(|value| peer_version(value.as_bytes())).is_some();
+    let endpoint = headers.get(header::X_CAUSEWAY_ENDPOINT).and_then(|value| EndpointId::parse(value.as_bytes()));
+    if let (true, Some(endpoint)) = (speaks, endpoint) {
+        worker.inner.learned(key, tunnel, endpoint.as_str());
+    }
+}
+
+/// All it takes to make another inner tunnel of the same kind.
+struct Inner {
+    worker: Rc<Worker>,
+    pod: Rc<Pod>,
+    workload: Arc<Workload>,
+    client: SocketAddr,
+    network: Arc<str>,
+    route: Rc<NestedRoute>,
+    credential: Arc<Credential>,
+}
+
+impl Inner {
+    /// Opens an outer stream at the first entry point that answers, and an inner tunnel inside it.
+    async fn dial(self: Rc<Self>) -> Result<Tunnel, ConnError> {
+        let candidates = self.worker.health.order(&self.route.gateways);
+        let mut last = ConnError::fatal(Leg::Resolve, &self.route.network, "no gateway of this network is known");
+        for (index, candidate) in candidates.iter().enumerate() {
+            let limit = if index + 1 < candidates.len() { NEXT_GATEWAY } else { CONNECT_TIMEOUT };
+            match self.through(candidate, limit).await {
+                Ok(tunnel) => return Ok(tunnel),
+                Err(error) if error.retryable => last = error,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(last)
+    }
+
+    async fn through(&self, candidate: &GatewayCandidate, limit: Duration) -> Result<Tunnel, ConnError> {
+        let name = gateways::name(&candidate.address);
+        let source = Source {
+            pod: self.pod.clone(),
+            workload: self.workload.clone(),
+            client: self.client,
+            network: self.network.clone(),
+        };
+        let trace = TraceParent::random(self.worker.random.trace_bytes());
+        let host = self.route.service.as_ref().map(|service| &*service.hostname);
+        let headers = headers::request(&self.workload, self.client, host, &trace);
+        let mut opened = Err(ConnError::retryable(Leg::Resolve, &name, "no address"));
+        for to in resolve(&candidate.address).await? {
+            let hop = hop(&source, &self.credential, to, &candidate.expected, limit);
+            opened = open_outer(&self.worker, &source, &hop, &self.route.authority, &headers).await;
+            if opened.is_ok() {
+                break;
+            }
+        }
+        let stream = match opened {
+            Ok(stream) => {
+                self.worker.health.answered(&name);
+                stream
+            }
+            Err(error) => {
+                // An answer, whatever it says, means that the entry point lives.
+                if matches!(error.leg, Leg::Resolve | Leg::OuterTcp | Leg::OuterTls) {
+                    self.worker.health.failed(&name);
+                }
+                return Err(error);
+            }
+        };
+        let session = session(&self.credential, &self.route.expected, &self.route.authority, Leg::InnerTls)?;
+        let address = format!("{} via {name}", self.route.authority);
+        Tunnel::establish(
+            StreamIo::new(stream.send, stream.receive, Some(stream.slot)),
+            session,
+            self.credential.generation,
+            address,
+            Legs::INNER,
+            None,
+        )
+        .await
+    }
+}
+
+/// The socket addresses behind a candidate; names are resolved on every dial.
+async fn resolve(address: &GatewayAddress) -> Result<Vec<SocketAddr>, ConnError> {
+    match address {
+        GatewayAddress::Ip(address) => Ok(vec![*address]),
+        GatewayAddress::Host(host, port) => {
+            let found = tokio::net::lookup_host((host.as_str(), *port)).await;
+            found
+                .map(Iterator::collect)
+                .map_err(|error| ConnError::retryable(Leg::Resolve, gateways::name(address), error))
+        }
+    }
+}

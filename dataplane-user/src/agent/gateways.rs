@@ -1,0 +1,67 @@
+//! Which entry points of another network answer: one memory per worker.
+
+use std::{cell::RefCell, collections::HashMap, time::Duration};
+
+use tokio::time::Instant;
+
+use crate::decide::{GatewayAddress, GatewayCandidate};
+
+/// How long an address is avoided after its first failure in a row.
+const FIRST_EJECTION: Duration = Duration::from_secs(1);
+/// The longest time an address is avoided.
+const LONGEST_EJECTION: Duration = Duration::from_secs(60);
+/// Most addresses remembered.
+const MEMORY: usize = 4096;
+
+struct Failures {
+    in_a_row: u32,
+    until: Instant,
+}
+
+/// Failures of next hops, by address as configured.
+#[derive(Default)]
+pub struct Health {
+    failures: RefCell<HashMap<String, Failures>>,
+}
+
+impl Health {
+    /// Notes that `address` did not answer.
+    pub fn failed(&self, address: &str) {
+        let mut failures = self.failures.borrow_mut();
+        if failures.len() >= MEMORY {
+            let now = Instant::now();
+            failures.retain(|_, failure| failure.until > now);
+        }
+        let entry = failures.entry(address.to_owned()).or_insert(Failures { in_a_row: 0, until: Instant::now() });
+        let pause = FIRST_EJECTION.saturating_mul(1 << entry.in_a_row.min(6));
+        entry.in_a_row += 1;
+        entry.until = Instant::now() + pause.min(LONGEST_EJECTION);
+    }
+
+    /// Notes that `address` answered.
+    pub fn answered(&self, address: &str) {
+        if !self.failures.borrow().is_empty() {
+            self.failures.borrow_mut().remove(address);
+        }
+    }
+
+    /// Whether `address` failed a moment ago.
+    pub fn is_ejected(&self, address: &str) -> bool {
+        self.failures.borrow().get(address).is_some_and(|failure| failure.until > Instant::now())
+    }
+
+    /// Candidates in the order in which to try them: those that failed a moment ago come last, none is left out.
+    pub fn order<'a>(&self, candidates: &'a [GatewayCandidate]) -> Vec<&'a GatewayCandidate> {
+        let mut ordered: Vec<&GatewayCandidate> = candidates.iter().collect();
+        ordered.sort_by_key(|candidate| self.is_ejected(&name(&candidate.address)));
+        ordered
+    }
+}
+
+/// The address as text, for logs and as a key.
+pub fn name(address: &GatewayAddress) -> String {
+    match address {
+        GatewayAddress::Ip(address) => address.to_string(),
+        GatewayAddress::Host(host, port) => format!("{host}:{port}"),
+    }
+}

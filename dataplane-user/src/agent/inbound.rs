@@ -1,0 +1,199 @@
+//! HBONE that arrives for enrolled pods: TLS, CONNECT, policy, delivery with the client's address.
+
+use std::{future::pending, net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
+
+use rustls::ServerConnection;
+use tokio::net::TcpStream;
+
+use super::{
+    deliver::{Client, deliver},
+    headers,
+    policy::{authorise, withdrawn},
+    worker::{Pod, Worker, canonical},
+};
+use crate::{
+    decide::{self, InboundTarget},
+    hbone::{Authority, Baggage, ConnError, Forwarded, Leg, header, peer_version},
+    identity::SpiffeId,
+    observe::{
+        access_log::{Direction, Record},
+        counters::{Counters, OpenCount},
+    },
+    state::{Model, Workload},
+    tunnel::{
+        copy::{self, Counts, FirstBytes},
+        server::{self, Incoming},
+    },
+};
+
+/// Serves one accepted tunnel until it ends.
+pub async fn serve(worker: Rc<Worker>, pod: Rc<Pod>, socket: TcpStream, from: SocketAddr) {
+    let started = Instant::now();
+    if let Err(error) = tunnel(&worker, &pod, socket, from).await {
+        let mut record = Record::new(Direction::Inbound);
+        record.source.address = Some(from);
+        worker.shared.log.finish(record, Some(error), started.elapsed());
+    }
+}
+
+async fn tunnel(worker: &Rc<Worker>, pod: &Rc<Pod>, socket: TcpStream, from: SocketAddr) -> Result<(), ConnError> {
+    let refused = |reason: String| ConnError::fatal(Leg::Accept, from, reason);
+    let local = socket.local_addr().map(canonical).map_err(|error| refused(error.to_string()))?;
+    let Some((_, workload)) = worker.workload(pod).await else {
+        return Err(refused(format!("the workload {} is not in the mesh model", pod.uid)));
+    };
+    let credential = worker
+        .shared
+        .credentials
+        .credential(&workload.identity)
+        .await
+        .map_err(|error| refused(format!("no certificate for {}: {error}", workload.identity)))?;
+    let session = ServerConnection::new(credential.server_config()).map_err(|error| refused(error.to_string()))?;
+    let (worker, pod) = (worker.clone(), pod.clone());
+    let drain = worker.drain.clone();
+    server::serve(socket, session, drain, move |incoming, peer| {
+        stream(worker.clone(), pod.clone(), incoming, peer, from, local)
+    })
+    .await
+    .map_err(refused)
+}
+
+/// What a CONNECT is about, once it was understood and allowed.
+struct Admitted {
+    model: Arc<Model>,
+    workload: Arc<Workload>,
+    authority: Authority,
+    target: InboundTarget,
+}
+
+async fn stream(
+    worker: Rc<Worker>,
+    pod: Rc<Pod>,
+    incoming: Incoming,
+    peer: Rc<SpiffeId>,
+    from: SocketAddr,
+    local: SocketAddr,
+) {
+    let started = Instant::now();
+    Counters::add(&worker.shared.counters.inbound);
+    let mut record = Record::new(Direction::Inbound);
+    record.source.address = Some(from);
+    record.source.identity = Some(peer.as_ref().clone());
+    let request = &incoming.request;
+    let baggage = Baggage::parse(headers::lines(request.headers(), header::BAGGAGE));
+    record.source.cluster = baggage.cluster.map(Arc::from);
+    record.forwarded_for = headers::lines(request.headers(), header::FORWARDED)
+        .next()
+        .and_then(|line| Forwarded::parse(line).for_)
+        .filter(|client| client.ip() != from.ip())
+        .map(|client| client.to_string());
+    record.hbone = request.uri().authority().map(ToString::to_string);
+    // On the heap, so that what connecting takes is free again while bytes flow.
+    let delivered = Box::pin(reach(&worker, &pod, &incoming, &peer, (from, local), &mut record)).await;
+    record.setup = started.elapsed();
+    let error = match delivered {
+        Ok((socket, workload)) => carry(&worker, &pod, incoming, socket, &workload, &mut record).await,
+        Err(error) => {
+            incoming.refuse(error.status.unwrap_or(503));
+            Some(error)
+        }
+    };
+    worker.shared.log.finish(record, error, started.elapsed());
+}
+
+/// Admits a CONNECT and connects to what it asks for. Nothing of the model but the workload is kept: a connection may live
+/// for days, and must not keep an outdated model with it.
+async fn reach(
+    worker: &Worker,
+    pod: &Pod,
+    incoming: &Incoming,
+    peer: &SpiffeId,
+    (from, local): (SocketAddr, SocketAddr),
+    record: &mut Record,
+) -> Result<(TcpStream, Arc<Workload>), ConnError> {
+    let admitted = admit(worker, pod, incoming, peer, from, local).await?;
+    describe(record, &admitted, from);
+    let client =
+        Client { address: SocketAddr::new(from.ip(), 0), identity: Some(peer), authority: Some(&admitted.authority) };
+    let socket = deliver(worker, pod, &client, &admitted.target).await?;
+    Ok((socket, admitted.workload))
+}
+
+fn describe(record: &mut Record, admitted: &Admitted, from: SocketAddr) {
+    let model = &admitted.model;
+    // Behind a gateway the address is the gateway's, and another network's pods may have the same one.
+    if record.forwarded_for.is_none() {
+        record.source.workload = model
+            .workload_by_ip(&model.node.network, from.ip())
+            .filter(|workload| Some(&workload.identity) == record.source.identity.as_ref())
+            .cloned();
+    }
+    record.destination.address = Some(SocketAddr::new(admitted.target.address, admitted.target.port));
+    record.destination.workload = Some(admitted.workload.clone());
+    record.destination.identity = Some(admitted.workload.identity.clone());
+    record.service = admitted.target.service.clone();
+}
+
+/// Checks method, authority, target and policy.
+async fn admit(
+    worker: &Worker,
+    pod: &Pod,
+    incoming: &Incoming,
+    peer: &SpiffeId,
+    from: SocketAddr,
+    local: SocketAddr,
+) -> Result<Admitted, ConnError> {
+    let refused = |status: u16, leg: Leg, reason: String| ConnError {
+        status: Some(status),
+        ..ConnError::fatal(leg, from, reason)
+    };
+    let authority = incoming.authority().map_err(|reason| refused(400, Leg::Connect, reason))?;
+    let Some((model, workload)) = worker.workload(pod).await else {
+        let reason = format!("the workload {} is not in the mesh model", pod.uid);
+        return Err(refused(503, Leg::Resolve, reason));
+    };
+    let target = decide::inbound(&model, &workload, local, &authority, Some(peer))
+        .map_err(|refusal| refused(refusal.status, Leg::Resolve, refusal.reason))?;
+    let to = SocketAddr::new(target.address, target.port);
+    authorise(worker, pod, (model.clone(), workload.clone()), Some(peer), from, to)
+        .await
+        .map_err(|reason| refused(401, Leg::Accept, reason))?;
+    Ok(Admitted { model, workload, authority, target })
+}
+
+async fn carry(
+    worker: &Worker,
+    pod: &Pod,
+    incoming: Incoming,
+    socket: TcpStream,
+    workload: &Workload,
+    record: &mut Record,
+) -> Option<ConnError> {
+    let speaks = headers::lines(incoming.request.headers(), header::X_CAUSEWAY).next().and_then(peer_version).is_some();
+    let endpoint = speaks.then_some(pod.endpoint.as_str());
+    let answer = headers::response(workload, endpoint);
+    let peer = record.source.address.map_or_else(String::new, |address| address.to_string());
+    let (send, receive) = match incoming.accept(answer) {
+        Ok(halves) => halves,
+        Err(error) => {
+            let _ = socket.set_zero_linger();
+            return Some(ConnError::fatal(Leg::Connect, peer, error));
+        }
+    };
+    let identity = record.source.identity.clone();
+    let ends = record.source.address.zip(record.destination.address);
+    let revoked = async {
+        match ends {
+            Some((from, to)) => withdrawn(worker, pod, identity.as_ref(), from, to).await,
+            None => pending().await,
+        }
+    };
+    let counts = Counts::default();
+    let counters = &worker.shared.counters;
+    let _open = OpenCount::new(counters);
+    let result = copy::socket_and_stream(socket, send, receive, &counts, FirstBytes::Any, revoked).await;
+    // Seen from the source: what came from the stream was sent towards the destination.
+    record.bytes = (counts.received.get(), counts.sent.get());
+    counters.add_bytes(record.bytes);
+    result.err().map(|error| ConnError::fatal(Leg::Backend, peer, error))
+}

@@ -1,0 +1,17 @@
+//! The daemon: wiring, configuration, workers and shutdown.
+//!
+//! A connection is accepted in [`worker`], leaves through [`outbound`] and [`connect`], arrives through [`inbound`];
+//! [`node`] is the control side: model, enrolment, certificates, signals.
+
+pub mod connect;
+mod deliver;
+mod enrolment;
+pub mod gateways;
+pub mod headers;
+pub mod inbound;
+mod local;
+pub mod node;
+pub mod outbound;
+pub mod plaintext;
+mod policy;
+pub mod worker;

@@ -1,0 +1,346 @@
+//! The control side of a node: model, enrolment, certificates, signals, admin socket.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    sync::{Arc, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use serde_json::{Value, json};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
+use tracing::{error, info, warn};
+
+use super::{
+    enrolment::{Enrolments, Report},
+    worker::{self, Command, Shared},
+};
+use crate::{
+    identity::{CertificateStore, IdentityError, TrustBundle},
+    observe::{
+        access_log::AccessLog,
+        admin::{self, Topic},
+        counters::Counters,
+    },
+    redirect::{
+        Exclusions, RedirectConfig, Redirector,
+        helper::{Helper, Spawn},
+        keep_buffers, online_cpus,
+        privileges::{Role, keep_only},
+        raise_nofile_limit,
+    },
+    state::{Model, ModelStore, file},
+};
+
+/// How often the model file and the kernel's counters are looked at.
+const TICK: Duration = Duration::from_millis(250);
+/// How often certificates are checked for renewal.
+const ROTATION_CHECK: Duration = Duration::from_secs(5);
+/// How long open connections may go on after SIGTERM.
+const DRAIN: Duration = Duration::from_secs(5);
+/// Length of the accept queue of a gateway's listener.
+const BACKLOG: i32 = 8192;
+
+/// What the daemon is started with.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The mesh model of this node, a YAML file (see `causeway schema`); it is watched.
+    #[arg(long, value_name = "FILE")]
+    pub model: PathBuf,
+    /// Name of this node's kernel state; two daemons on one kernel need two names.
+    #[arg(long, default_value = "node")]
+    pub instance: String,
+    /// The node's cgroup-2 root.
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/cgroup")]
+    pub cgroup_root: PathBuf,
+    /// The cgroup all pods are below; found under the root if absent.
+    #[arg(long, value_name = "DIR")]
+    pub pods_cgroup: Option<PathBuf>,
+    /// Where the BPF file system is, or shall be mounted.
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf")]
+    pub bpffs: PathBuf,
+    /// Folder of the admin socket `<instance>.sock`.
+    #[arg(long, value_name = "DIR", default_value = "/run/causeway")]
+    pub run_dir: PathBuf,
+    /// Worker threads; one per CPU if absent.
+    #[arg(long)]
+    pub workers: Option<usize>,
+    /// Tie each worker to its CPU: lower latency on a node with idle cores, less throughput on a busy one.
+    #[arg(long)]
+    pub pin_workers: bool,
+    /// File for the access log; standard output if absent.
+    #[arg(long, value_name = "FILE")]
+    pub log_file: Option<PathBuf>,
+}
+
+/// Any failure that ends the daemon, in words.
+pub type Failure = Box<dyn std::error::Error>;
+
+/// Runs a node until SIGTERM or SIGINT.
+///
+/// # Errors
+/// What kept the daemon from starting: a model that is not valid, a certificate authority that cannot be used, a
+/// privilege or kernel feature that is missing.
+pub fn run(args: Args) -> Result<(), Failure> {
+    let cpus = online_cpus()?;
+    let workers = args.workers.unwrap_or(cpus.len()).max(1);
+    // Started before any thread exists, so that it inherits nothing but its channel.
+    let helper = Spawn::new(workers).start()?;
+    raise_nofile_limit()?;
+    keep_buffers();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(Node::serve(args, &cpus, workers, helper))
+}
+
+struct Node {
+    enrolments: Enrolments,
+    shared: Arc<Shared>,
+    workers: Vec<worker::Handle>,
+    gateway: Vec<SocketAddr>,
+}
+
+impl Node {
+    async fn serve(args: Args, cpus: &[usize], workers: usize, mut helper: Helper) -> Result<(), Failure> {
+        let text = file::read(&args.model)?;
+        let model = file::parse(&text, &args.model)?;
+        let mut file = file::Watch::new(&args.model, text);
+        let credentials = CertificateStore::open(model.node.identity.clone())?;
+        credentials.set_trust(trust(&model)?)?;
+        let counters = Arc::new(Counters::default());
+        let exclusions = exclusions(&model);
+        let channels = helper.take_channels();
+        let pods_cgroup = match args.pods_cgroup.clone() {
+            Some(folder) => folder,
+            None => find_pods_cgroup(&args.cgroup_root)?,
+        };
+        let mut redirector = Redirector::start(
+            RedirectConfig {
+                bpffs: args.bpffs.clone(),
+                exclusions,
+                workers,
+                ..RedirectConfig::new(args.instance.clone(), &args.cgroup_root, pods_cgroup)
+            },
+            helper,
+        )?;
+        // Before any further thread is started: threads inherit what is left.
+        keep_only(Role::Engine)?;
+        let log = AccessLog::start(args.log_file.as_deref(), counters.clone())?;
+        if let Some(events) = redirector.events()? {
+            tokio::spawn(events);
+        }
+        let shared = Arc::new(Shared {
+            model: Arc::new(ModelStore::new(model)),
+            credentials,
+            original: redirector.original_dst(),
+            log,
+            counters,
+        });
+        let (drain, draining) = watch::channel(false);
+        let mut handles = Vec::with_capacity(workers);
+        for ((number, channel), cpu) in channels.into_iter().enumerate().zip(cpus.iter().copied().cycle()) {
+            let cpu = args.pin_workers.then_some(cpu);
+            handles.push(worker::start(number, cpu, shared.clone(), channel, draining.clone())?);
+        }
+        let mut node = Node { enrolments: Enrolments::new(redirector), shared, workers: handles, gateway: Vec::new() };
+        node.apply()?;
+        std::fs::create_dir_all(&args.run_dir)?;
+        let path = args.run_dir.join(format!("{}.sock", args.instance));
+        let socket = admin::serve(&path, node.answers()).await?;
+        info!(instance = args.instance, workers, "ready");
+        node.watch(&mut file, &args.model).await?;
+        info!("draining for up to {} s", DRAIN.as_secs());
+        drop(socket);
+        let _ = drain.send(true);
+        node.drain().await;
+        Ok(())
+    }
+
+    /// Follows the model file and the clock until a signal asks to stop.
+    async fn watch(&mut self, file: &mut file::Watch, path: &Path) -> io::Result<()> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hangup = signal(SignalKind::hangup())?;
+        let mut tick = tokio::time::interval(TICK);
+        let mut rotation = tokio::time::interval(ROTATION_CHECK);
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => return Ok(()),
+                _ = interrupt.recv() => return Ok(()),
+                // The file is looked at several times a second anyway; a signal only repeats what could not be applied.
+                _ = hangup.recv() => self.reload(file::read(path), path),
+                _ = tick.tick() => {
+                    if let Some(text) = file.poll() {
+                        self.reload(text, path);
+                    }
+                    let model = self.shared.model.load();
+                    self.enrolments.tick(&model.node.enrol, &self.workers);
+                }
+                _ = rotation.tick() => self.rotate().await,
+            }
+        }
+    }
+
+    /// Brings enrolment and gateway listeners to what the model says.
+    fn apply(&mut self) -> Result<(), Failure> {
+        let model = self.shared.model.load();
+        self.enrolments.apply(&model.node.enrol, &self.workers);
+        self.listen(&model)
+    }
+
+    /// Takes over a changed model; the last good one stays when the new one is not valid.
+    fn reload(&mut self, text: Result<String, file::ModelError>, path: &Path) {
+        let changed = match text.and_then(|text| file::parse(&text, path)) {
+            Ok(model) => self.change(model),
+            Err(error) => Err(error.into()),
+        };
+        let error = changed.err().map(|error| error.to_string());
+        match &error {
+            None => info!("model reloaded"),
+            Some(text) => error!("the last good model stays in force: {text}"),
+        }
+        self.enrolments.report().model_error = error;
+    }
+
+    fn change(&mut self, model: Model) -> Result<(), Failure> {
+        self.shared.credentials.set_trust(trust(&model)?)?;
+        self.enrolments.redirector.set_exclusions(&exclusions(&model))?;
+        self.shared.model.replace(model);
+        self.apply()
+    }
+
+    /// Renews certificates that reached half of their life, and re-reads files that changed.
+    async fn rotate(&mut self) {
+        if let Err(error) = self.shared.credentials.reload() {
+            warn!("the last good certificates stay in force: {error}");
+        }
+        for identity in self.shared.credentials.rotate_due(SystemTime::now()) {
+            match self.shared.credentials.credential(&identity).await {
+                Ok(_) => info!("renewed the certificate of {identity}"),
+                Err(error) => warn!("cannot renew the certificate of {identity}: {error}"),
+            }
+        }
+    }
+
+    /// Opens the gateway's listeners, one per worker and address.
+    fn listen(&mut self, model: &Model) -> Result<(), Failure> {
+        let wanted = model.node.gateway.as_ref().map(|role| role.listen.clone()).unwrap_or_default();
+        for address in wanted {
+            if self.gateway.contains(&address) {
+                continue;
+            }
+            for worker in &self.workers {
+                let listener = gateway_listener(address)
+                    .map_err(|error| format!("the gateway cannot listen on {address}: {error}"))?;
+                let _ = worker.commands.send(Command::AddGateway { listener });
+            }
+            info!("gateway listens on {address}");
+            self.gateway.push(address);
+        }
+        Ok(())
+    }
+
+    fn answers(&self) -> admin::Answer {
+        let (report, shared) = (self.enrolments.shared_report(), self.shared.clone());
+        Arc::new(move |topic| match topic {
+            Topic::Status => status(&report.lock().unwrap_or_else(PoisonError::into_inner), &shared),
+            Topic::Certificates => certificates(&shared),
+        })
+    }
+
+    /// Lets open connections end, within bounds, then stops the workers. Kernel state stays pinned: it keeps the pods
+    /// closed until the next start or `causeway uninstall`.
+    async fn drain(self) {
+        let open = || self.shared.counters.open.load(std::sync::atomic::Ordering::Relaxed);
+        let deadline = tokio::time::Instant::now() + DRAIN;
+        while open() > 0 && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        for worker in self.workers {
+            drop(worker.commands);
+            if worker.thread.join().is_err() {
+                error!("a worker ended with a panic");
+            }
+        }
+    }
+}
+
+/// Certificates held: identity and end of life, in seconds since 1970.
+fn certificates(shared: &Shared) -> Value {
+    let seconds = |at: SystemTime| at.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let held = shared.credentials.held();
+    let rows = held.iter().map(|credential| {
+        json!({
+            "identity": credential.id.to_string(),
+            "generation": credential.generation,
+            "not_before": seconds(credential.not_before),
+            "not_after": seconds(credential.not_after),
+        })
+    });
+    rows.collect()
+}
+
+fn status(pods: &Report, shared: &Shared) -> Value {
+    let list = |uid: &String, state: &str, more: Value| {
+        let mut entry = json!({"uid": uid, "state": state});
+        if let (Some(entry), Value::Object(more)) = (entry.as_object_mut(), more) {
+            entry.extend(more);
+        }
+        entry
+    };
+    let mut listed: Vec<Value> = pods.enrolled.iter().map(|(uid, pod)| list(uid, "Enrolled", json!(pod))).collect();
+    listed.extend(pods.releasing.iter().map(|(uid, pod)| list(uid, "Releasing", json!(pod))));
+    listed.extend(pods.failed.iter().map(|(uid, why)| list(uid, "Failed", json!({ "error": why }))));
+    let counters = shared.counters.read();
+    json!({
+        "ready": pods.failed.is_empty(),
+        "pods": listed,
+        "model_error": pods.model_error,
+        "counters": counters,
+        "kernel": pods.kernel.iter().copied().collect::<BTreeMap<_, _>>(),
+    })
+}
+
+/// The folder kubelet puts pods under, by the names its cgroup drivers give it.
+fn find_pods_cgroup(root: &Path) -> Result<PathBuf, Failure> {
+    let names = ["kubepods.slice", "kubepods"];
+    let found = names.iter().map(|name| root.join(name)).find(|folder| folder.is_dir());
+    found.ok_or_else(|| {
+        let root = root.display();
+        format!("neither {root}/kubepods.slice nor {root}/kubepods exists; name the pods' cgroup with --pods-cgroup")
+            .into()
+    })
+}
+
+/// The roots of every trust domain this node accepts besides its own.
+fn trust(model: &Model) -> Result<TrustBundle, IdentityError> {
+    let mut bundle = TrustBundle::new();
+    for domain in model.node.trust.iter().flat_map(|network| &network.domains) {
+        bundle.add_file(&domain.name, &domain.roots)?;
+    }
+    Ok(bundle)
+}
+
+fn exclusions(model: &Model) -> Exclusions {
+    let configured = &model.node.exclusions;
+    Exclusions {
+        ports: configured.ports.clone(),
+        cidrs: configured.cidrs.iter().map(|range| (range.address(), range.prefix())).collect(),
+        inbound_ports: configured.inbound_ports.clone(),
+    }
+}
+
+/// A listening socket that shares its address with those of the other workers.
+fn gateway_listener(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}

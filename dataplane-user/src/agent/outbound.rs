@@ -1,0 +1,178 @@
+//! Connections that applications of enrolled pods open.
+
+use std::{future::pending, net::SocketAddr, os::fd::AsFd, rc::Rc, sync::Arc, time::Instant};
+
+use tokio::net::TcpStream;
+
+use super::{
+    connect::{self, Link, Neighbour, Source},
+    policy::withdrawn,
+    worker::{Pod, Worker, canonical},
+};
+use crate::{
+    decide::{self, LoadView, Outbound},
+    hbone::{ConnError, Leg},
+    observe::{
+        access_log::{Direction, Record},
+        counters::{Counters, OpenCount},
+    },
+    state::Workload,
+    tunnel::copy::{self, Counts, FirstBytes},
+};
+
+/// Endpoints tried for one connection.
+const ATTEMPTS: usize = 3;
+
+/// No load is known of workloads seen from here; failures are remembered by next hop.
+struct View<'a>(&'a Worker);
+
+impl LoadView for View<'_> {
+    fn open(&self, _uid: &str) -> u32 {
+        0
+    }
+
+    fn ejected(&self, uid: &str) -> bool {
+        self.0.health.is_ejected(uid)
+    }
+}
+
+/// Serves one captured connection from accept to end.
+pub async fn serve(worker: Rc<Worker>, pod: Rc<Pod>, socket: TcpStream, client: SocketAddr) {
+    let started = Instant::now();
+    let counters = worker.shared.counters.clone();
+    Counters::add(&counters.outbound);
+    let mut record = Record::new(Direction::Outbound);
+    record.source.address = Some(client);
+    let found = match destination(&worker, &socket) {
+        Ok(to) => {
+            record.destination.address = Some(to);
+            // On the heap, so that what connecting takes is free again while bytes flow.
+            Box::pin(open(&worker, &pod, client, to, &mut record)).await
+        }
+        Err(error) => Err(error),
+    };
+    record.setup = started.elapsed();
+    let error = match found {
+        Ok(link) => carry(&worker, socket, link, &mut record).await,
+        Err(error) => {
+            // The application sees a reset, never an end of data that it could take for success.
+            let _ = socket.set_zero_linger();
+            Some(error)
+        }
+    };
+    worker.shared.log.finish(record, error, started.elapsed());
+}
+
+fn destination(worker: &Worker, socket: &TcpStream) -> Result<SocketAddr, ConnError> {
+    let failed = |reason: &dyn std::fmt::Display| ConnError::fatal(Leg::Accept, "the application's socket", reason);
+    match worker.shared.original.get(socket.as_fd()) {
+        Ok(Some(to)) => Ok(canonical(to)),
+        Ok(None) => Err(failed(&"it was not redirected: no original destination is recorded")),
+        Err(error) => Err(failed(&error)),
+    }
+}
+
+/// Decides and connects, on other endpoints where one fails.
+async fn open(
+    worker: &Rc<Worker>,
+    pod: &Rc<Pod>,
+    client: SocketAddr,
+    to: SocketAddr,
+    record: &mut Record,
+) -> Result<Link, ConnError> {
+    let Some((mut model, workload)) = worker.workload(pod).await else {
+        return Err(ConnError::fatal(Leg::Resolve, to, format!("the workload {} is not in the mesh model", pod.uid)));
+    };
+    record.source.workload = Some(workload.clone());
+    record.source.identity = Some(workload.identity.clone());
+    let source = Source { pod: pod.clone(), workload: workload.clone(), client, network: model.node.network.clone() };
+    let mut avoid: Vec<Arc<str>> = Vec::new();
+    let mut last: Option<ConnError> = None;
+    for _ in 0..ATTEMPTS {
+        let route = decide::outbound(&model, &workload, to, &avoid, &View(worker), &mut || worker.random.next());
+        let route = match (route, last.take()) {
+            (Ok(route), _) => route,
+            // Every endpoint was tried: what the last one said is more useful than "none left".
+            (Err(_), Some(error)) => return Err(error),
+            (Err(error), None) => return Err(ConnError::fatal(Leg::Resolve, to, error)),
+        };
+        describe(record, &route);
+        match connect::along(worker, &source, &route).await {
+            Ok(link) => return Ok(link),
+            Err(error) if error.retryable => {
+                match endpoint(&route) {
+                    Some(workload) => {
+                        if matches!(error.leg, Leg::OuterTcp | Leg::OuterTls) {
+                            worker.health.failed(&workload.uid);
+                        }
+                        avoid.push(workload.uid.clone());
+                    }
+                    None => return Err(error),
+                }
+                last = Some(error);
+            }
+            Err(error) => return Err(error),
+        }
+        model = worker.model();
+    }
+    Err(last.unwrap_or_else(|| ConnError::fatal(Leg::Resolve, to, "no endpoint")))
+}
+
+fn endpoint(route: &Outbound) -> Option<&Arc<Workload>> {
+    match route {
+        Outbound::Hbone(route) => Some(&route.workload),
+        Outbound::Nested(route) => Some(&route.workload),
+        Outbound::Plain { workload, .. } => Some(workload),
+        Outbound::Passthrough { .. } => None,
+    }
+}
+
+fn describe(record: &mut Record, route: &Outbound) {
+    record.destination.workload = endpoint(route).cloned();
+    match route {
+        Outbound::Hbone(route) => {
+            record.hbone = Some(route.authority.clone());
+            record.service = route.service.clone();
+        }
+        Outbound::Nested(route) => {
+            record.hbone = Some(route.authority.clone());
+            record.service = route.service.clone();
+        }
+        Outbound::Plain { service, .. } => record.service = service.clone(),
+        Outbound::Passthrough { .. } => {}
+    }
+}
+
+/// Moves the bytes; returns what cut them short.
+async fn carry(worker: &Worker, socket: TcpStream, link: Link, record: &mut Record) -> Option<ConnError> {
+    let counters = &worker.shared.counters;
+    let counts = Counts::default();
+    let _open = OpenCount::new(counters);
+    let result = match link {
+        Link::Socket(far) => {
+            if record.destination.workload.is_none() {
+                Counters::add(&counters.passthrough);
+            }
+            copy::socket_and_socket(socket, far, &counts, pending()).await
+        }
+        Link::Local(Neighbour { socket: far, pod, to, identity }) => {
+            let peer = record.source.identity.clone();
+            let from = record.source.address.unwrap_or(to);
+            record.destination.identity = Some(identity);
+            let revoked = withdrawn(worker, &pod, peer.as_ref(), from, to);
+            copy::socket_and_socket(socket, far, &counts, revoked).await
+        }
+        Link::Stream(stream, far) => {
+            record.destination.identity = far.identity;
+            record.destination.cluster = far.cluster;
+            let (send, receive, slot) = stream.into_halves();
+            let result = copy::socket_and_stream(socket, send, receive, &counts, FirstBytes::Any, pending()).await;
+            drop(slot);
+            result
+        }
+    };
+    record.bytes = (counts.sent.get(), counts.received.get());
+    counters.add_bytes(record.bytes);
+    let peer = record.destination.address.map_or_else(String::new, |address| address.to_string());
+    result.err().map(|error| ConnError::fatal(Leg::Backend, peer, error))
+}

@@ -1,0 +1,325 @@
+//! One worker: a core, a runtime, its listeners, its tunnel pools.
+
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    hash::{DefaultHasher, Hash, Hasher},
+    io,
+    net::{SocketAddr, TcpListener as StdListener},
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{mpsc, watch},
+    task::{AbortHandle, LocalSet, spawn_local},
+};
+use tracing::warn;
+
+use super::{gateways::Health, inbound, outbound, plaintext};
+use crate::{
+    gateway::Gateway,
+    identity::CertificateStore,
+    observe::{access_log::AccessLog, counters::Counters},
+    redirect::{OriginalDst, PodId, SocketChannel, SocketSource, WorkerListeners, pin_thread_to_cpu},
+    state::{Model, ModelStore, Workload},
+    tunnel::{
+        inner::InnerPool,
+        pool::{OuterKey, Pool},
+        random::Random,
+    },
+};
+
+/// How often pools forget tunnels that are gone.
+const SWEEP: Duration = Duration::from_secs(5);
+/// How long a connection of a pod whose workload the model does not know yet is kept waiting.
+const WORKLOAD_WAIT: Duration = Duration::from_secs(5);
+
+/// What all workers share.
+pub struct Shared {
+    /// The mesh model.
+    pub model: Arc<ModelStore>,
+    /// Certificates of this node's workloads.
+    pub credentials: Arc<CertificateStore>,
+    /// Original destinations of accepted sockets.
+    pub original: OriginalDst,
+    /// The access log.
+    pub log: AccessLog,
+    /// Counters.
+    pub counters: Arc<Counters>,
+}
+
+/// An order from the control thread.
+pub enum Command {
+    /// Accept connections of a pod.
+    AddPod {
+        /// Number of the pod at this node.
+        pod: PodId,
+        /// Its workload uid.
+        uid: Arc<str>,
+        /// Its open connections, all workers together.
+        open: Arc<AtomicUsize>,
+        /// This worker's listeners inside the pod's namespace.
+        listeners: WorkerListeners,
+    },
+    /// Stop accepting connections of a pod; those that run go on.
+    RemovePod {
+        /// Number of the pod at this node.
+        pod: PodId,
+    },
+    /// Accept outer tunnels.
+    AddGateway {
+        /// The listening socket.
+        listener: StdListener,
+    },
+}
+
+/// A pod as a worker knows it.
+pub struct Pod {
+    /// Number of the pod at this node.
+    pub id: PodId,
+    /// Its workload uid.
+    pub uid: Arc<str>,
+    /// Its open connections, all workers together.
+    pub open: Arc<AtomicUsize>,
+    /// An opaque name for the pod towards peers of our own kind.
+    pub endpoint: String,
+}
+
+/// A pod whose connections are accepted, and the tasks that do it.
+struct Accepting {
+    pod: Rc<Pod>,
+    tasks: Vec<AbortHandle>,
+}
+
+/// One worker's own state; lives and dies on its thread.
+pub struct Worker {
+    /// What all workers share.
+    pub shared: Arc<Shared>,
+    /// Sockets inside pods' namespaces.
+    pub sockets: SocketSource,
+    /// Tunnels to next hops.
+    pub outer: Pool<OuterKey>,
+    /// Tunnels to destinations behind gateways.
+    pub inner: InnerPool,
+    /// Which next hops answer.
+    pub health: Health,
+    /// Random numbers.
+    pub random: Random,
+    /// Turns true when the daemon stops.
+    pub drain: watch::Receiver<bool>,
+    gateway: Rc<Gateway>,
+    pods: RefCell<HashMap<PodId, Accepting>>,
+}
+
+impl Worker {
+    /// The model now.
+    pub fn model(&self) -> Arc<Model> {
+        self.shared.model.load()
+    }
+
+    /// The pod of workload `uid`, if it is enrolled here.
+    pub fn pod(&self, uid: &str) -> Option<Rc<Pod>> {
+        self.pods.borrow().values().map(|accepting| &accepting.pod).find(|pod| *pod.uid == *uid).cloned()
+    }
+
+    /// The workload of `pod`, waiting a moment for a model that does not know it yet.
+    pub async fn workload(&self, pod: &Pod) -> Option<(Arc<Model>, Arc<Workload>)> {
+        let deadline = tokio::time::Instant::now() + WORKLOAD_WAIT;
+        let mut changes = self.shared.model.subscribe();
+        loop {
+            let model = self.model();
+            if let Some(workload) = model.workload(&pod.uid).cloned() {
+                return Some((model, workload));
+            }
+            match tokio::time::timeout_at(deadline, changes.changed()).await {
+                Ok(Ok(())) => {}
+                _ => return None,
+            }
+        }
+    }
+}
+
+/// A started worker thread.
+pub struct Handle {
+    /// Where its orders go.
+    pub commands: mpsc::UnboundedSender<Command>,
+    /// The thread.
+    pub thread: JoinHandle<()>,
+}
+
+/// Starts worker `number`, tied to `cpu` if one is given.
+///
+/// # Errors
+/// No thread can be started.
+pub fn start(
+    number: usize,
+    cpu: Option<usize>,
+    shared: Arc<Shared>,
+    channel: SocketChannel,
+    drain: watch::Receiver<bool>,
+) -> io::Result<Handle> {
+    let (commands, receiver) = mpsc::unbounded_channel();
+    let thread = thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
+        if let Some(cpu) = cpu
+            && let Err(error) = pin_thread_to_cpu(cpu)
+        {
+            warn!("worker {number} is not tied to CPU {cpu}: {error}");
+        }
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                warn!("worker {number} has no runtime: {error}");
+                return;
+            }
+        };
+        LocalSet::new().block_on(&runtime, run(shared, channel, drain, receiver));
+    })?;
+    Ok(Handle { commands, thread })
+}
+
+async fn run(
+    shared: Arc<Shared>,
+    channel: SocketChannel,
+    drain: watch::Receiver<bool>,
+    mut commands: mpsc::UnboundedReceiver<Command>,
+) {
+    let sockets = match SocketSource::new(channel) {
+        Ok(sockets) => sockets,
+        Err(error) => {
+            warn!("a worker cannot talk to the namespace helper: {error}");
+            return;
+        }
+    };
+    let random = Random::default();
+    let gateway = Rc::new(Gateway::new(
+        shared.model.clone(),
+        shared.credentials.clone(),
+        shared.log.clone(),
+        drain.clone(),
+        Box::new(move || random.next()),
+    ));
+    let worker = Rc::new(Worker {
+        shared,
+        gateway,
+        sockets,
+        outer: Pool::default(),
+        inner: InnerPool::default(),
+        health: Health::default(),
+        random: Random::default(),
+        drain,
+        pods: RefCell::default(),
+    });
+    let mut sweep = tokio::time::interval(SWEEP);
+    loop {
+        tokio::select! {
+            command = commands.recv() => match command {
+                Some(command) => obey(&worker, command),
+                // The control thread lets go of its end once the time to drain is over.
+                None => return,
+            },
+            _ = sweep.tick() => {
+                worker.outer.sweep();
+                worker.inner.sweep();
+            }
+        }
+    }
+}
+
+fn obey(worker: &Rc<Worker>, command: Command) {
+    match command {
+        Command::AddPod { pod, uid, open, listeners } => {
+            let mut hasher = DefaultHasher::new();
+            uid.hash(&mut hasher);
+            let pod = Rc::new(Pod { id: pod, uid, open, endpoint: format!("{:016x}", hasher.finish()) });
+            let accept = [
+                listen(worker, &pod, listeners.outbound, outbound::serve),
+                listen(worker, &pod, listeners.plaintext, plaintext::serve),
+                listen(worker, &pod, listeners.hbone, inbound::serve),
+            ];
+            let tasks = accept.into_iter().flatten().collect();
+            worker.pods.borrow_mut().insert(pod.id, Accepting { pod, tasks });
+        }
+        Command::RemovePod { pod } => {
+            let removed = worker.pods.borrow_mut().remove(&pod);
+            for task in removed.into_iter().flat_map(|accepting| accepting.tasks) {
+                task.abort();
+            }
+            worker.sockets.release(pod);
+        }
+        Command::AddGateway { listener } => {
+            let worker = worker.clone();
+            match TcpListener::from_std(listener) {
+                Ok(listener) => {
+                    spawn_local(accept(listener, worker.drain.clone(), move |socket, from| {
+                        spawn_local(worker.gateway.clone().serve(socket, from));
+                    }));
+                }
+                Err(error) => warn!("the gateway's listener cannot be used: {error}"),
+            }
+        }
+    }
+}
+
+/// Accepts on `listener` and starts `serve` for every connection.
+fn listen<F>(
+    worker: &Rc<Worker>,
+    pod: &Rc<Pod>,
+    listener: StdListener,
+    serve: fn(Rc<Worker>, Rc<Pod>, TcpStream, SocketAddr) -> F,
+) -> Option<AbortHandle>
+where
+    F: Future<Output = ()> + 'static,
+{
+    let (worker, pod) = (worker.clone(), pod.clone());
+    match TcpListener::from_std(listener) {
+        Ok(listener) => {
+            let drain = worker.drain.clone();
+            let task = spawn_local(accept(listener, drain, move |socket, from| {
+                let (worker, pod) = (worker.clone(), pod.clone());
+                spawn_local(async move {
+                    pod.open.fetch_add(1, Relaxed);
+                    serve(worker, pod.clone(), socket, from).await;
+                    pod.open.fetch_sub(1, Relaxed);
+                });
+            }));
+            Some(task.abort_handle())
+        }
+        Err(error) => {
+            warn!("a listener of {} cannot be used: {error}", pod.uid);
+            None
+        }
+    }
+}
+
+/// Accepts until the daemon drains.
+async fn accept(listener: TcpListener, mut drain: watch::Receiver<bool>, mut start: impl FnMut(TcpStream, SocketAddr)) {
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((socket, from)) => {
+                    // Small answers must not wait for an acknowledgement; a socket that refuses the option still works.
+                    let _ = socket.set_nodelay(true);
+                    start(socket, canonical(from));
+                }
+                // Out of descriptors, or a connection that died in the queue: pause so that this cannot spin.
+                Err(error) => {
+                    warn!("accept: {error}");
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            },
+            _ = drain.wait_for(|draining| *draining) => return,
+        }
+    }
+}
+
+/// An IPv4 peer of a dual-stack socket as IPv4.
+pub fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}

@@ -1,0 +1,211 @@
+//! The east-west gateway role: ends outer tunnels and forwards inner ones without reading them.
+//!
+//! Only streams to exported services of the own network pass, only towards port 15008 of their endpoints, and only while
+//! they carry TLS: whatever goes wrong here, no plaintext leaves and nothing but the mesh is reachable.
+
+mod load;
+
+use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
+
+use http::HeaderMap;
+use rustls::ServerConnection;
+use tokio::{net::TcpStream, sync::watch, time::timeout};
+
+use self::load::{Load, Slot};
+use crate::{
+    decide::{self, GatewayTarget, SourceKind},
+    hbone::{Authority, Baggage, ConnError, Forwarded, Leg, header},
+    identity::{CertificateStore, SpiffeId},
+    observe::{
+        access_log::{AccessLog, Direction, Moment, Record},
+        counters::{Counters, OpenCount},
+    },
+    state::{ModelStore, Workload},
+    tunnel::{
+        copy::{self, CopyError, Counts, FirstBytes},
+        server::{self, Incoming},
+        settings::CONNECT_TIMEOUT,
+    },
+};
+
+/// The gateway role of one worker.
+pub struct Gateway {
+    /// The mesh model.
+    pub model: Arc<ModelStore>,
+    /// Certificates, that of the gateway's identity among them.
+    pub credentials: Arc<CertificateStore>,
+    /// The access log.
+    pub log: AccessLog,
+    /// Counters.
+    pub counters: Arc<Counters>,
+    /// Turns true when the daemon stops.
+    pub drain: watch::Receiver<bool>,
+    /// Random numbers for the choice among equal endpoints.
+    pub random: Box<dyn Fn() -> u64>,
+    load: Load,
+}
+
+impl Gateway {
+    /// The role with nothing open.
+    pub fn new(
+        model: Arc<ModelStore>,
+        credentials: Arc<CertificateStore>,
+        log: AccessLog,
+        drain: watch::Receiver<bool>,
+        random: Box<dyn Fn() -> u64>,
+    ) -> Self {
+        Self { counters: log.counters().clone(), model, credentials, log, drain, random, load: Load::default() }
+    }
+
+    /// Serves one accepted outer tunnel until it ends.
+    pub async fn serve(self: Rc<Self>, socket: TcpStream, from: SocketAddr) {
+        let started = Instant::now();
+        if let Err(error) = self.clone().tunnel(socket, from).await {
+            let mut record = Record::new(Direction::Gateway);
+            record.source.address = Some(from);
+            self.log.finish(record, Some(error), started.elapsed());
+        }
+    }
+
+    async fn tunnel(self: Rc<Self>, socket: TcpStream, from: SocketAddr) -> Result<(), ConnError> {
+        let refused = |reason: String| ConnError::fatal(Leg::Accept, from, reason);
+        let model = self.model.load();
+        let Some(identity) = model.node.gateway.as_ref().map(|role| role.identity.clone()) else {
+            return Err(refused("this node has no gateway role any more".to_owned()));
+        };
+        let credential = self
+            .credentials
+            .credential(&identity)
+            .await
+            .map_err(|error| refused(format!("no certificate for {identity}: {error}")))?;
+        let session = ServerConnection::new(credential.server_config()).map_err(|error| refused(error.to_string()))?;
+        let drain = self.drain.clone();
+        server::serve(socket, session, drain, move |incoming, peer| self.clone().stream(incoming, peer, from))
+            .await
+            .map_err(refused)
+    }
+
+    async fn stream(self: Rc<Self>, incoming: Incoming, peer: Rc<SpiffeId>, from: SocketAddr) {
+        let started = Instant::now();
+        Counters::add(&self.counters.gateway);
+        let mut record = Record::new(Direction::Gateway);
+        describe(&mut record, &incoming, &peer, from);
+        let reached = self.reach(&incoming, &peer, &mut record).await;
+        record.setup = started.elapsed();
+        let error = match reached {
+            Ok((socket, slot)) => {
+                // An inner tunnel may carry connections for hours; who opened it must be known before.
+                self.log.record(Record { moment: Moment::Open, ..record.clone() });
+                let error = self.carry(incoming, socket, &mut record).await;
+                drop(slot);
+                error
+            }
+            Err(error) => {
+                incoming.refuse(error.status.unwrap_or(503));
+                Some(error)
+            }
+        };
+        self.log.finish(record, error, started.elapsed());
+    }
+
+    /// Authorises a CONNECT and connects to the first candidate that answers.
+    async fn reach(
+        &self,
+        incoming: &Incoming,
+        peer: &SpiffeId,
+        record: &mut Record,
+    ) -> Result<(TcpStream, Slot), ConnError> {
+        let refused = |status: u16, leg: Leg, reason: String| ConnError {
+            status: Some(status),
+            ..ConnError::fatal(leg, peer, reason)
+        };
+        let authority = incoming.authority().map_err(|reason| refused(400, Leg::Connect, reason))?;
+        let model = self.model.load();
+        let trusted = model.node.gateway.as_ref().map_or(&[][..], |role| &role.trusted_sources);
+        let claim = incoming.request.headers().get(header::X_ISTIO_SOURCE).map(http::HeaderValue::as_bytes);
+        let source = SourceKind::claimed(claim, peer, trusted);
+        let mut random = || (self.random)();
+        let GatewayTarget { service, candidates } =
+            decide::gateway_from(&model, &authority, peer, source, &self.load, &mut random)
+                .map_err(|refusal| refused(refusal.status, Leg::Resolve, refusal.reason))?;
+        record.service = Some(service);
+        let mut last = refused(503, Leg::Backend, format!("{authority} has no endpoint"));
+        for (to, workload) in candidates {
+            match self.connect(to, &workload).await {
+                Ok(socket) => {
+                    let slot = self.load.take(&workload.uid);
+                    record.destination.address = Some(to);
+                    record.destination.workload = Some(workload);
+                    return Ok((socket, slot));
+                }
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    async fn connect(&self, to: SocketAddr, workload: &Workload) -> Result<TcpStream, ConnError> {
+        let failed = |error: &dyn std::fmt::Display| ConnError {
+            status: Some(503),
+            ..ConnError::retryable(Leg::Backend, to, error)
+        };
+        let socket = match timeout(CONNECT_TIMEOUT, TcpStream::connect(to)).await {
+            Ok(Ok(socket)) => socket,
+            Ok(Err(error)) => {
+                self.load.failed(&workload.uid);
+                return Err(failed(&error));
+            }
+            Err(_) => {
+                self.load.failed(&workload.uid);
+                return Err(failed(&"no answer within 10 s"));
+            }
+        };
+        // Small records must not wait for an acknowledgement; a socket that refuses the option still works.
+        let _ = socket.set_nodelay(true);
+        Ok(socket)
+    }
+
+    /// Waits until the service behind `authority` is no longer exported, and says why.
+    async fn withdrawn(&self, authority: Option<Authority>) -> String {
+        let mut changes = self.model.subscribe();
+        while let Some(authority) = &authority {
+            if let Err(reason) = decide::still_exported(&self.model.load(), authority) {
+                return reason;
+            }
+            if changes.changed().await.is_err() {
+                break;
+            }
+        }
+        std::future::pending().await
+    }
+
+    async fn carry(&self, incoming: Incoming, socket: TcpStream, record: &mut Record) -> Option<ConnError> {
+        let authority = incoming.authority().ok();
+        let peer = record.source.address.map_or_else(String::new, |address| address.to_string());
+        let (send, receive) = match incoming.accept(HeaderMap::new()) {
+            Ok(halves) => halves,
+            Err(error) => return Some(ConnError::fatal(Leg::Connect, peer, error)),
+        };
+        let counts = Counts::default();
+        let revoked = self.withdrawn(authority);
+        let _open = OpenCount::new(&self.counters);
+        let result = copy::socket_and_stream(socket, send, receive, &counts, FirstBytes::TlsHandshake, revoked).await;
+        record.bytes = (counts.received.get(), counts.sent.get());
+        self.counters.add_bytes(record.bytes);
+        if let Err(CopyError::NotTls) = &result {
+            Counters::add(&self.counters.inner_not_tls);
+        }
+        result.err().map(|error| ConnError::fatal(Leg::Backend, peer, error))
+    }
+}
+
+fn describe(record: &mut Record, incoming: &Incoming, peer: &SpiffeId, from: SocketAddr) {
+    let request = &incoming.request;
+    let lines = |name: &'static str| request.headers().get_all(name).iter().map(http::HeaderValue::as_bytes);
+    record.source.address = Some(from);
+    record.source.identity = Some(peer.clone());
+    record.source.cluster = Baggage::parse(lines(header::BAGGAGE)).cluster.map(Arc::from);
+    record.forwarded_for =
+        lines(header::FORWARDED).next().and_then(|line| Forwarded::parse(line).for_).map(|client| client.to_string());
+    record.hbone = request.uri().authority().map(ToString::to_string);
+}
