@@ -1,0 +1,21 @@
+//! `cargo xtask bench`: see [`testkit::bench`].
+
+use clap::Parser;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Plain TCP, an iptables relay and Causeway on one topology, interleaved
+#[derive(Parser)]
+struct Cli {
+    /// Rounds of every contender
+    #[arg(long, default_value_t = 5)]
+    rounds: u32,
+    /// Also write the results to this JSON file
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let Cli { rounds, json } = Cli::parse();
+    testkit::bench::run(&testkit::bench::Options { rounds, json })
+}

@@ -1,0 +1,23 @@
+//! `cargo xtask demo`: see [`testkit::demo`].
+
+use clap::Parser;
+use std::process::ExitCode;
+
+/// Two clusters with one pod range on this machine
+#[derive(Parser)]
+struct Cli {
+    /// Leave everything running at the end and say how to look around
+    #[arg(long)]
+    keep: bool,
+    /// Print one JSON document instead of prose
+    #[arg(long)]
+    json: bool,
+    /// Fail if a namespace, cgroup, pin, rule or process is left at the end
+    #[arg(long)]
+    check_clean: bool,
+}
+
+fn main() -> ExitCode {
+    let Cli { keep, json, check_clean } = Cli::parse();
+    testkit::demo::run(testkit::demo::Options { keep, json, check_clean })
+}

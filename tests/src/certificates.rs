@@ -1,0 +1,51 @@
+//! Leaf certificates for peers that are not Causeway, from the authorities of a topology.
+
+use crate::{Result, context};
+use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair, KeyUsagePurpose, SanType};
+use std::path::{Path, PathBuf};
+
+/// The files a TLS program wants.
+#[derive(Debug, Clone)]
+pub struct Leaf {
+    /// Leaf and intermediate.
+    pub chain: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+    /// The root to trust.
+    pub root: PathBuf,
+}
+
+/// Issues a leaf with a SPIFFE name, signed by the intermediate in `authority` (the layout of Istio's `cacerts`), into
+/// files in `folder`.
+///
+/// # Errors
+/// If the authority cannot be read, or the files cannot be written.
+pub fn issue(authority: &Path, identity: &str, folder: &Path) -> Result<Leaf> {
+    let read = |name: &str| {
+        let path = authority.join(name);
+        std::fs::read_to_string(&path).map_err(context(path.display()))
+    };
+    let (ca, ca_key) = (read("ca-cert.pem")?, read("ca-key.pem")?);
+    let ca_key = KeyPair::from_pem(&ca_key).map_err(context("ca-key.pem"))?;
+    let issuer = Issuer::from_ca_cert_pem(&ca, ca_key).map_err(context("ca-cert.pem"))?;
+    let key = KeyPair::generate().map_err(context("a new key"))?;
+    let mut parameters = CertificateParams::new(Vec::new()).map_err(context("certificate"))?;
+    parameters.distinguished_name.remove(DnType::CommonName);
+    let name = identity.try_into().map_err(context(identity))?;
+    parameters.subject_alt_names = vec![SanType::URI(name)];
+    parameters.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    parameters.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    let leaf = parameters.signed_by(&key, &issuer).map_err(context("signing"))?;
+    std::fs::create_dir_all(folder).map_err(context(folder.display()))?;
+    let stem = identity.rsplit('/').next().unwrap_or("leaf");
+    let write = |name: &str, text: &str| {
+        let path = folder.join(format!("{stem}-{name}.pem"));
+        std::fs::write(&path, text).map_err(context(path.display()))?;
+        Ok::<_, crate::Error>(path)
+    };
+    Ok(Leaf {
+        chain: write("chain", &format!("{}{ca}", leaf.pem()))?,
+        key: write("key", &key.serialize_pem())?,
+        root: authority.join("root-cert.pem"),
+    })
+}
