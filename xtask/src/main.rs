@@ -1,3 +1,140 @@
-//! Set-up, build and tests of Causeway.
+//! `cargo xtask`: everything a newcomer or a CI machine needs, from installing packages to the closing line of the tests.
+//! Each command does what it needs first, so any of them may be the first one ever run in a fresh clone.
 
-fn main() {}
+mod ebpf;
+mod envoy;
+mod kernels;
+mod lint;
+mod packages;
+mod paths;
+mod setup;
+mod sh;
+mod tiers;
+mod toolchain;
+
+use clap::{Parser, Subcommand};
+use std::os::unix::process::CommandExt;
+use std::process::ExitCode;
+
+/// What an error of a step looks like: a text for a person, already naming the remedy.
+type Result<T> = std::result::Result<T, String>;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Set-up, build, demo, tests and benchmarks of Causeway", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Find or install what building, testing and the demo need
+    Setup,
+    /// Build the kernel programs and the daemon
+    Build,
+    /// Two clusters with one pod range on this machine: show what Causeway does, then clean up
+    Demo {
+        /// Leave everything running at the end and say how to look around
+        #[arg(long)]
+        keep: bool,
+        /// Print one JSON document instead of prose
+        #[arg(long)]
+        json: bool,
+        /// Fail if a namespace, cgroup, pin, rule or process is left at the end
+        #[arg(long)]
+        check_clean: bool,
+    },
+    /// Run the tests, by tier
+    Test {
+        /// Only this tier; without it every tier this machine allows
+        #[arg(long, value_enum)]
+        tier: Option<tiers::Tier>,
+        /// Also run the netns tier inside virtual machines with these kernels, for example 6.1
+        #[arg(long, value_delimiter = ',', num_args = 1..)]
+        kernels: Vec<String>,
+        /// Only tests whose name contains this text
+        filter: Option<String>,
+    },
+    /// Compare raw TCP, an iptables relay and Causeway on one topology, interleaved
+    Bench {
+        /// Rounds of every scenario; the table shows the median and the range
+        #[arg(long, default_value_t = 5)]
+        rounds: u32,
+        /// Also write the results to this JSON file
+        #[arg(long)]
+        json: Option<std::path::PathBuf>,
+    },
+    /// Say what the running kernel supports, feature by feature
+    Probe,
+    /// Check import arrows between rooms and file sizes
+    Lint,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(code) => code,
+        Err(message) => {
+            eprintln!("\nerror: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    toolchain::check_rustc()?;
+    match command {
+        Command::Setup => setup::run()?,
+        Command::Build => build()?,
+        Command::Demo { keep, json, check_clean } => {
+            let mut args = Vec::new();
+            args.extend(keep.then_some("--keep"));
+            args.extend(json.then_some("--json"));
+            args.extend(check_clean.then_some("--check-clean"));
+            root_for("demo")?;
+            build()?;
+            return program("causeway-demo", &args);
+        }
+        Command::Test { tier, kernels, filter } => {
+            return tiers::run(tier, &kernels, filter.as_deref());
+        }
+        Command::Bench { rounds, json } => {
+            let mut args = vec!["--rounds".to_owned(), rounds.to_string()];
+            if let Some(path) = json {
+                args.extend(["--json".to_owned(), path.display().to_string()]);
+            }
+            root_for("bench")?;
+            build()?;
+            return program("causeway-bench", &args);
+        }
+        Command::Probe => {
+            build()?;
+            return program("causeway", &["probe"]);
+        }
+        Command::Lint => lint::run()?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Packages, kernel programs, then the daemon and the programs of the test kit, in the one profile everything uses.
+fn build() -> Result<()> {
+    setup::run()?;
+    ebpf::build()?;
+    sh::step("building the daemon and the test programs");
+    // The whole workspace, here and in the tests: one choice of features, so that nothing is compiled twice.
+    sh::cargo(&["build", "--release", "--workspace", "--bins"])
+}
+
+/// Says before the long build that the command will not work without root.
+fn root_for(command: &str) -> Result<()> {
+    if packages::is_root() {
+        return Ok(());
+    }
+    Err(format!("namespaces, cgroups and eBPF need root: sudo -E env \"PATH=$PATH\" cargo xtask {command}"))
+}
+
+/// Becomes one of our own programs, so that Ctrl-C reaches it alone and the terminal waits until it has cleaned up.
+fn program<S: AsRef<std::ffi::OsStr>>(name: &str, args: &[S]) -> Result<ExitCode> {
+    let path = paths::release().join(name);
+    let error = std::process::Command::new(&path).args(args).exec();
+    Err(format!("cannot start {}: {error}", path.display()))
+}

@@ -1,0 +1,208 @@
+//! `cargo xtask test`: the tiers, what each needs, and the closing line with the sums.
+//!
+//! A suite belongs to the tier its file name begins with: `tests/tests/<tier>_<topic>.rs` (`redirect_*` count as `netns`).
+
+use crate::{Result, ebpf, envoy, kernels, packages, paths, setup, sh};
+use clap::ValueEnum;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+/// How a tier is asked for on the command line.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Tier {
+    /// No privilege needed: decisions, codecs, tables, properties
+    Pure,
+    /// Root: real kernel programs and daemons in namespaces
+    Netns,
+    /// Root and Envoy: peers that were written elsewhere
+    Interop,
+    /// QEMU: the netns tier inside other kernels
+    Kernels,
+}
+
+/// Sums over all suites.
+#[derive(Default)]
+pub struct Totals {
+    passed: u32,
+    failed: u32,
+    skipped: u32,
+    broken: Vec<String>,
+    skips: Vec<String>,
+}
+
+/// Runs the tiers asked for and prints the closing line.
+///
+/// # Errors
+/// If something cannot even be built; failing tests are a non-zero exit code.
+pub fn run(only: Option<Tier>, versions: &[String], filter: Option<&str>) -> Result<ExitCode> {
+    let wanted = |tier| only.is_none_or(|only| only == tier);
+    let mut totals = Totals::default();
+    if only == Some(Tier::Pure) {
+        // Needs neither packages nor kernel programs, so it runs where those cannot be had.
+        pure(filter, &mut totals)?;
+        return Ok(totals.close());
+    }
+    setup::run()?;
+    ebpf::build()?;
+    if wanted(Tier::Pure) {
+        pure(filter, &mut totals)?;
+    }
+    let suites = suites()?;
+    if wanted(Tier::Netns) || wanted(Tier::Interop) || !versions.is_empty() {
+        sh::step("building the daemon and the suites");
+        sh::cargo(&["build", "--release", "--workspace", "--bins", "--tests"])?;
+    }
+    if wanted(Tier::Netns) {
+        if packages::is_root() {
+            section(&suites, Tier::Netns, filter, &mut totals)?;
+        } else {
+            totals.skip_tier("netns", "needs root (namespaces, cgroups, eBPF): run it as root");
+        }
+    }
+    if wanted(Tier::Interop) {
+        match (packages::is_root(), envoy::program()) {
+            (true, Some(_)) => section(&suites, Tier::Interop, filter, &mut totals)?,
+            (true, None) => totals.skip_tier("interop", "Envoy is not installed (cargo xtask setup says why)"),
+            (false, _) => totals.skip_tier("interop", "needs root"),
+        }
+    }
+    if versions.is_empty() && wanted(Tier::Kernels) {
+        totals.skip_tier("kernels", "ask with --kernels 6.1");
+    }
+    for version in versions {
+        let done = kernels::run(version, filter, &mut |line| totals.see(line));
+        if let Err(error) = done {
+            totals.broken.push(format!("kernel {version}: {error}"));
+        }
+    }
+    Ok(totals.close())
+}
+
+fn pure(filter: Option<&str>, totals: &mut Totals) -> Result<()> {
+    println!("\n== tier pure");
+    let mut args = vec!["test", "--release", "--workspace", "--lib", "--bins", "--quiet"];
+    // Suites beside a crate need no privilege; those in `tests/tests` do.
+    let beside: Vec<String> = stems(&paths::root().join("dataplane-user").join("tests"));
+    args.extend(beside.iter().flat_map(|suite| ["--test", suite]));
+    args.extend(filter);
+    cargo_test("pure", &args, totals)
+}
+
+fn section(suites: &[(Tier, String)], tier: Tier, filter: Option<&str>, totals: &mut Totals) -> Result<()> {
+    println!("\n== tier {}", tier.name());
+    for (_, suite) in suites.iter().filter(|(of, _)| *of == tier) {
+        println!("\n-- {suite}");
+        let mut args = vec!["test", "--release", "--workspace", "--test", suite.as_str()];
+        args.extend(filter);
+        // One at a time: the suites measure memory and open tens of thousands of sockets. Output is shown because
+        // suites print figures and the reasons of skips.
+        args.extend(["--quiet", "--", "--test-threads=1", "--nocapture"]);
+        cargo_test(suite, &args, totals)?;
+    }
+    Ok(())
+}
+
+fn cargo_test(suite: &str, args: &[&str], totals: &mut Totals) -> Result<()> {
+    let mut command = Command::new(sh::cargo_program());
+    command.args(args).current_dir(paths::root());
+    if let Some(envoy) = envoy::program() {
+        command.env("CAUSEWAY_TEST_ENVOY", envoy);
+    }
+    let before = totals.failed;
+    let status = sh::tee(&mut command, |line| totals.see(line))?;
+    if !status.success() && totals.failed == before {
+        totals.broken.push(format!("{suite}: ended with {status} outside a test"));
+    }
+    Ok(())
+}
+
+/// The suites in `tests/tests`, by tier.
+fn suites() -> Result<Vec<(Tier, String)>> {
+    let folder = paths::root().join("tests").join("tests");
+    let mut suites = Vec::new();
+    for name in stems(&folder) {
+        let tier = match name.split('_').next() {
+            Some("netns" | "redirect") => Tier::Netns,
+            Some("interop") => Tier::Interop,
+            _ => return Err(format!("{}/{name}.rs: a suite is named <tier>_<topic>.rs", folder.display())),
+        };
+        suites.push((tier, name));
+    }
+    if suites.is_empty() { Err(format!("no suites in {}", folder.display())) } else { Ok(suites) }
+}
+
+/// The names of the Rust files in a folder, without their ending, in order.
+fn stems(folder: &Path) -> Vec<String> {
+    let files = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let rust = files.filter(|path| path.is_file() && path.extension().is_some_and(|extension| extension == "rs"));
+    let mut names: Vec<String> =
+        rust.filter_map(|path| path.file_stem().map(|stem| stem.to_string_lossy().into_owned())).collect();
+    names.sort();
+    names
+}
+
+impl Tier {
+    fn name(self) -> &'static str {
+        match self {
+            Tier::Pure => "pure",
+            Tier::Netns => "netns",
+            Tier::Interop => "interop",
+            Tier::Kernels => "kernels",
+        }
+    }
+}
+
+impl Totals {
+    /// Reads a line of test output: result lines are added up, lines of tests that skipped themselves are moved over.
+    fn see(&mut self, line: &str) {
+        if let Some(at) = line.find("skipped: ") {
+            // The test still counts as passed in libtest's own line.
+            self.skipped += 1;
+            self.passed = self.passed.wrapping_sub(1);
+            self.skips.push(line.get(at + 9..).unwrap_or_default().to_owned());
+        }
+        let Some(rest) = line.strip_prefix("test result: ") else {
+            return;
+        };
+        let number = |word: &str| -> u32 {
+            let before = rest.split(';').find_map(|part| part.trim().strip_suffix(word));
+            before.and_then(|text| text.split_whitespace().last()).and_then(|text| text.parse().ok()).unwrap_or(0)
+        };
+        self.passed = self.passed.wrapping_add(number("passed"));
+        self.failed += number("failed");
+        self.skipped += number("ignored");
+    }
+
+    fn skip_tier(&mut self, tier: &str, reason: &str) {
+        println!("\n== tier {tier}: skipped: {reason}");
+        self.skipped += 1;
+        self.skips.push(format!("tier {tier}: {reason}"));
+    }
+
+    fn close(self) -> ExitCode {
+        println!();
+        for skip in &self.skips {
+            println!("skipped {skip}");
+        }
+        for broken in &self.broken {
+            println!("failed  {broken}");
+        }
+        let failed = self.failed + u32::try_from(self.broken.len()).unwrap_or(u32::MAX);
+        println!("{} passed, {failed} failed, {} skipped", self.passed, self.skipped);
+        if failed == 0 && self.passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Totals;
+
+    #[test]
+    fn result_lines_add_up_and_a_skipped_test_is_not_passed() {
+        let mut totals = Totals::default();
+        totals.see("test a ... skipped: a: no Envoy");
+        totals.see("test result: ok. 3 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out; finished in 0.01s");
+        assert_eq!((totals.passed, totals.failed, totals.skipped), (2, 1, 3));
+    }
+}
