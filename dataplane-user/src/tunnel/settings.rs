@@ -8,8 +8,9 @@ use bytes::Bytes;
 pub const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 /// Bytes a peer may send on one tunnel before it hears from us.
 pub const TUNNEL_WINDOW_BYTES: u32 = 16 * STREAM_WINDOW_BYTES;
-/// The largest DATA frame we accept: as much as one read of an application's socket yields.
-pub const FRAME_BYTES: u32 = 128 << 10;
+/// The largest DATA frame we accept: twice what one read of an application yields, so that a read and what encryption adds to
+/// it travel in one frame of the outer tunnel.
+pub const FRAME_BYTES: u32 = 256 << 10;
 /// Streams a peer may open on one tunnel.
 pub const STREAMS_PER_TUNNEL: u32 = 200;
 /// Largest block of request headers accepted, in bytes.
