@@ -29,7 +29,7 @@ const PROGRAMS: &[&str] = &[
 ];
 
 /// Modules the topologies need where the kernel does not have them built in; those they depend on come along.
-const MODULES: &[&str] = &["veth", "bridge", "nf_tables", "inet_diag", "sch_ingress", "cls_bpf"];
+const MODULES: &[&str] = &["veth", "bridge", "nf_tables", "tcp_diag", "sch_ingress", "cls_bpf"];
 
 const FOLDERS: &[&str] = &["bin", "bb", "dev", "etc", "modules", "proc", "run", "sys", "t", "tmp", "var"];
 
