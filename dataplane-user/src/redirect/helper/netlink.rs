@@ -113,7 +113,8 @@ impl Netlink {
             let reply = self.receive()?;
             for (kind, body) in messages(&reply) {
                 match kind {
-                    NLMSG_DONE => return Ok(()),
+                    // A dump that failed says so in its last message.
+                    NLMSG_DONE => return error_of(body).map_or(Ok(()), Err),
                     NLMSG_ERROR => {
                         return Err(error_of(body).unwrap_or_else(|| io::Error::other("netlink: empty answer")));
                     }
