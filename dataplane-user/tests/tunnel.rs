@@ -26,7 +26,7 @@ use causeway::{
     },
 };
 use http::{HeaderMap, HeaderValue};
-use rustls::{ClientConnection, ServerConnection, pki_types::ServerName};
+use rustls::{client::UnbufferedClientConnection, pki_types::ServerName, server::UnbufferedServerConnection};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -74,9 +74,9 @@ fn run<F: Future>(future: F) -> F::Output {
     })
 }
 
-fn session(credential: &Credential, expected: &SpiffeId) -> ClientConnection {
+fn session(credential: &Credential, expected: &SpiffeId) -> UnbufferedClientConnection {
     let config = credential.client_config(&ExpectedPeer::new([expected.clone()]));
-    ClientConnection::new(config, ServerName::try_from("unused").unwrap()).unwrap()
+    UnbufferedClientConnection::new(config, ServerName::try_from("unused").unwrap()).unwrap()
 }
 
 /// Serves tunnels at a loopback address; every stream goes to `backend`.
@@ -87,7 +87,7 @@ async fn serve(credential: Arc<Credential>, backend: SocketAddr, endpoint: &'sta
         let (_keep, drain) = watch::channel(false);
         while let Ok((socket, _)) = listener.accept().await {
             socket.set_nodelay(true).unwrap();
-            let session = ServerConnection::new(credential.server_config()).unwrap();
+            let session = UnbufferedServerConnection::new(credential.server_config()).unwrap();
             let drain = drain.clone();
             spawn_local(async move {
                 server::serve(socket, session, drain, move |incoming, _| async move {

@@ -13,7 +13,7 @@ use causeway::identity::{
 use causeway::tunnel::tls::TlsStream;
 use h2::client::SendRequest;
 use http::{Method, Request, Uri, Version};
-use rustls::ClientConnection;
+use rustls::client::UnbufferedClientConnection;
 use rustls::pki_types::ServerName;
 use testkit::fixture::TwoClusters;
 use tokio::net::TcpStream;
@@ -47,7 +47,7 @@ async fn tunnel(to: SocketAddr, client: &Credential, expected: &str) -> Result<S
     let socket = TcpStream::connect(to).await.unwrap();
     let expected = ExpectedPeer::new([SpiffeId::parse(expected).unwrap()]);
     let name = ServerName::try_from("unused").unwrap();
-    let session = ClientConnection::new(client.client_config(&expected), name).unwrap();
+    let session = UnbufferedClientConnection::new(client.client_config(&expected), name).unwrap();
     let tls = TlsStream::handshake(socket, session).await.map_err(|error| error.to_string())?;
     let (send, connection) = h2::client::handshake(tls).await.map_err(|error| error.to_string())?;
     tokio::spawn(connection);

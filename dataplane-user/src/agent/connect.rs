@@ -9,7 +9,7 @@ use std::{
 };
 
 use http::HeaderMap;
-use rustls::{ClientConnection, pki_types::ServerName};
+use rustls::{client::UnbufferedClientConnection, pki_types::ServerName};
 use tokio::{net::TcpStream, time::timeout};
 
 use super::{
@@ -119,10 +119,11 @@ fn session(
     expected: &ExpectedPeer,
     to: &str,
     leg: Leg,
-) -> Result<ClientConnection, ConnError> {
+) -> Result<UnbufferedClientConnection, ConnError> {
     // No server name is sent; rustls wants one all the same.
     let name = ServerName::IpAddress(IpAddr::from([0, 0, 0, 0]).into());
-    ClientConnection::new(credential.client_config(expected), name).map_err(|error| ConnError::fatal(leg, to, error))
+    UnbufferedClientConnection::new(credential.client_config(expected), name)
+        .map_err(|error| ConnError::fatal(leg, to, error))
 }
 
 async fn credential(worker: &Worker, identity: &SpiffeId, leg: Leg) -> Result<Arc<Credential>, ConnError> {

@@ -2,7 +2,7 @@
 
 use std::{future::pending, net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
 
-use rustls::ServerConnection;
+use rustls::server::UnbufferedServerConnection;
 use tokio::net::TcpStream;
 
 use super::{
@@ -48,7 +48,8 @@ async fn tunnel(worker: &Rc<Worker>, pod: &Rc<Pod>, socket: TcpStream, from: Soc
         .credential(&workload.identity)
         .await
         .map_err(|error| refused(format!("no certificate for {}: {error}", workload.identity)))?;
-    let session = ServerConnection::new(credential.server_config()).map_err(|error| refused(error.to_string()))?;
+    let session =
+        UnbufferedServerConnection::new(credential.server_config()).map_err(|error| refused(error.to_string()))?;
     let (worker, pod) = (worker.clone(), pod.clone());
     let drain = worker.drain.clone();
     server::serve(socket, session, drain, move |incoming, peer| {

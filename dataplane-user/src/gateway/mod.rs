@@ -8,7 +8,7 @@ mod load;
 use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
 
 use http::HeaderMap;
-use rustls::ServerConnection;
+use rustls::server::UnbufferedServerConnection;
 use tokio::{net::TcpStream, sync::watch, time::timeout};
 
 use self::load::{Load, Slot};
@@ -78,7 +78,8 @@ impl Gateway {
             .credential(&identity)
             .await
             .map_err(|error| refused(format!("no certificate for {identity}: {error}")))?;
-        let session = ServerConnection::new(credential.server_config()).map_err(|error| refused(error.to_string()))?;
+        let session =
+            UnbufferedServerConnection::new(credential.server_config()).map_err(|error| refused(error.to_string()))?;
         let drain = self.drain.clone();
         server::serve(socket, session, drain, move |incoming, peer| self.clone().stream(incoming, peer, from))
             .await

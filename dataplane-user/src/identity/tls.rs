@@ -91,6 +91,8 @@ impl Credential {
         server.send_tls13_tickets = 0;
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.max_early_data_size = 0;
+        // Records are protected by the tunnels' own code, see `tunnel::tls`.
+        server.enable_secret_extraction = true;
 
         let mut client_base = ClientConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])
@@ -107,6 +109,7 @@ impl Credential {
         client_base.enable_sni = false;
         client_base.enable_early_data = false;
         client_base.resumption = Resumption::disabled();
+        client_base.enable_secret_extraction = true;
 
         Ok(Self {
             id,

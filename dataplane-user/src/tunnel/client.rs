@@ -12,7 +12,7 @@ use h2::{
     client::{Connection, SendRequest},
 };
 use http::{HeaderMap, Method, Request, Uri, Version};
-use rustls::ClientConnection;
+use rustls::client::UnbufferedClientConnection;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     task::spawn_local,
@@ -21,7 +21,7 @@ use tokio::{
 
 use super::{
     settings::{self, SendStream},
-    tls::TlsStream,
+    tls::{TlsStream, Transport},
 };
 use crate::hbone::{ConnError, Leg};
 use crate::identity::SpiffeId;
@@ -123,14 +123,14 @@ impl Tunnel {
     /// [`ConnError`] with `legs.tls`.
     pub async fn establish<IO>(
         io: IO,
-        session: ClientConnection,
+        session: UnbufferedClientConnection,
         generation: u64,
         address: String,
         legs: Legs,
         progress: Option<Progress>,
     ) -> Result<Self, ConnError>
     where
-        IO: AsyncRead + AsyncWrite + Unpin + 'static,
+        IO: Transport + 'static,
     {
         let failed = |error: &dyn std::fmt::Display| ConnError::retryable(legs.tls, &address, error);
         let made = timeout(settings::HANDSHAKE_TIMEOUT, async {

@@ -1,7 +1,7 @@
 //! One HTTP/2 stream as a byte stream: what an inner tunnel runs over.
 
 use std::{
-    io::{self, IoSlice},
+    io,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -10,7 +10,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use h2::{Reason, RecvStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{client::StreamSlot, settings::SendStream};
+use super::{client::StreamSlot, settings::SendStream, tls::Transport};
 
 /// Most bytes taken from the writer at once.
 const WRITE_BYTES: usize = 256 << 10;
@@ -110,36 +110,24 @@ impl AsyncRead for StreamIo {
     }
 }
 
+impl Transport for StreamIo {
+    fn poll_send(&mut self, cx: &mut Context<'_>, data: &mut BytesMut) -> Poll<io::Result<()>> {
+        let granted = ready!(poll_send_capacity(&mut self.send, data.len().min(WRITE_BYTES), cx)).map_err(broken)?;
+        self.send.send_data(data.split_to(granted).freeze(), false).map_err(broken)?;
+        Poll::Ready(Ok(()))
+    }
+}
+
 impl AsyncWrite for StreamIo {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        self.poll_write_vectored(cx, &[IoSlice::new(data)])
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        data: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let wanted = data.iter().map(|part| part.len()).sum::<usize>().min(WRITE_BYTES);
-        if wanted == 0 {
+        if data.is_empty() {
             return Poll::Ready(Ok(0));
         }
-        let granted = ready!(poll_send_capacity(&mut this.send, wanted, cx)).map_err(broken)?;
-        let mut frame = BytesMut::with_capacity(granted);
-        for part in data {
-            let room = granted - frame.len();
-            if room == 0 {
-                break;
-            }
-            frame.extend_from_slice(part.get(..room).unwrap_or(part));
-        }
-        this.send.send_data(frame.freeze(), false).map_err(broken)?;
+        let granted = ready!(poll_send_capacity(&mut this.send, data.len().min(WRITE_BYTES), cx)).map_err(broken)?;
+        let frame = Bytes::copy_from_slice(data.get(..granted).unwrap_or(data));
+        this.send.send_data(frame, false).map_err(broken)?;
         Poll::Ready(Ok(granted))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {

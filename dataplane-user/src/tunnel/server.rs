@@ -5,7 +5,7 @@ use std::{future::Future, rc::Rc};
 use bytes::Bytes;
 use h2::{RecvStream, server::SendResponse};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
-use rustls::ServerConnection;
+use rustls::server::UnbufferedServerConnection;
 use tokio::{net::TcpStream, sync::watch, task::spawn_local, time::timeout};
 
 use super::{
@@ -63,7 +63,7 @@ impl Incoming {
 /// Words for the log when TLS or the preface fails: which of the two, and why.
 pub async fn serve<H, F>(
     socket: TcpStream,
-    session: ServerConnection,
+    session: UnbufferedServerConnection,
     mut drain: watch::Receiver<bool>,
     handle: H,
 ) -> Result<(), String>

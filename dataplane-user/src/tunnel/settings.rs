@@ -17,8 +17,8 @@ pub const STREAMS_PER_TUNNEL: u32 = 200;
 pub const REQUEST_HEADERS_BYTES: u32 = 64 << 10;
 /// Largest block of response headers accepted, in bytes.
 pub const RESPONSE_HEADERS_BYTES: u32 = 16 << 10;
-/// Bytes handed to HTTP/2 and not yet written, per stream.
-const SEND_BUFFER_BYTES: usize = 1 << 20;
+/// Bytes handed to HTTP/2 and not yet written, per stream: more only waits in memory, and falls out of the cache there.
+const SEND_BUFFER_BYTES: usize = 512 << 10;
 /// How long a TCP connection to the next hop may take.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long TLS and the HTTP/2 preface may take together.

@@ -16,6 +16,8 @@ use std::process::ExitCode;
 pub struct Options {
     /// Rounds of every contender.
     pub rounds: u32,
+    /// Names of the contenders wanted beside plain TCP; none means all.
+    pub only: Vec<String>,
     /// Where to write the results as JSON as well.
     pub json: Option<PathBuf>,
 }
@@ -69,14 +71,24 @@ pub fn run(options: &Options) -> ExitCode {
 }
 
 fn measure(options: &Options) -> Result<()> {
+    let known = |name: &String| Contender::ALL.iter().any(|contender| contender.name() == name);
+    if let Some(name) = options.only.iter().find(|name| !known(name)) {
+        return Err(format!("--only {name}: there are raw, relay, single and nested").into());
+    }
+    let wanted = |contender: &Contender| {
+        options.only.is_empty()
+            || *contender == Contender::Raw
+            || options.only.iter().any(|name| name == contender.name())
+    };
     eprintln!("bench: building the topology");
     let mut stage = Stage::build()?;
-    let mut results: Vec<Results> = Contender::ALL
+    let contenders: Vec<Contender> = Contender::ALL.into_iter().filter(wanted).collect();
+    let mut results: Vec<Results> = contenders
         .iter()
         .map(|contender| Results { name: contender.name(), path: contender.path(), rounds: Vec::new() })
         .collect();
     for number in 1..=options.rounds {
-        for (contender, results) in Contender::ALL.into_iter().zip(&mut results) {
+        for (contender, results) in contenders.iter().copied().zip(&mut results) {
             let round = stage.round(contender).map_err(context(contender.name()))?;
             eprintln!(
                 "bench: round {number} of {}: {:<8} {:6.2} Gbit/s  {:7.0} round trips/s  {:6.0} connections/s",

@@ -10,12 +10,15 @@ struct Cli {
     /// Rounds of every contender
     #[arg(long, default_value_t = 5)]
     rounds: u32,
+    /// Only these contenders: raw, relay, single, nested (raw is always measured)
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
     /// Also write the results to this JSON file
     #[arg(long)]
     json: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
-    let Cli { rounds, json } = Cli::parse();
-    testkit::bench::run(&testkit::bench::Options { rounds, json })
+    let Cli { rounds, only, json } = Cli::parse();
+    testkit::bench::run(&testkit::bench::Options { rounds, only, json })
 }
