@@ -1,8 +1,9 @@
 //! The one binary of Causeway: daemon and command line.
 
-use std::{io::IsTerminal, process::ExitCode};
+use std::process::ExitCode;
 
-use causeway::{agent, ctl, redirect};
+use causeway::ctl::show::List;
+use causeway::{agent, ctl, observe, redirect};
 use clap::{Parser, Subcommand};
 
 /// eBPF-accelerated redirection dataplane for ambient multicluster meshes.
@@ -16,7 +17,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Run this node: enrol its pods, redirect, tunnel; and the gateway role where the model gives it.
-    Node(agent::node::Args),
+    Node(Box<agent::node::Args>),
     /// Make a root and per-cluster intermediate certificate authorities.
     Ca(ctl::ca::Args),
     /// Check a model file and say what is wrong with it.
@@ -27,6 +28,18 @@ enum Command {
     Probe(ctl::probe::Args),
     /// Ask a running daemon how it is.
     Status(ctl::status::Args),
+    /// List the workloads a running daemon knows.
+    Workloads(ctl::show::Args),
+    /// List the services a running daemon knows, with their endpoints.
+    Services(ctl::show::Args),
+    /// List the authorization policies a running daemon knows.
+    Policies(ctl::show::Args),
+    /// List the certificates a running daemon holds.
+    Certs(ctl::show::Args),
+    /// List the connections that are open now.
+    Connections(ctl::show::Args),
+    /// Watch rates and open connections of a running daemon.
+    Top(ctl::top::Args),
     /// Remove every program, pin, rule and sysctl change of an instance.
     Uninstall(ctl::uninstall::Args),
     /// The part that enters pods' network namespaces; started by the daemon.
@@ -44,21 +57,20 @@ struct HelperArgs {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_default_env()
-                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
-        )
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr)
-        .init();
+    observe::logging::start();
     let done = match cli.command {
-        Command::Node(args) => agent::node::run(args),
+        Command::Node(args) => agent::node::run(*args),
         Command::Ca(args) => ctl::ca::run(args),
         Command::Validate(args) => ctl::validate::run(args),
         Command::Schema(args) => ctl::schema::run(args),
         Command::Probe(args) => ctl::probe::run(args),
         Command::Status(args) => ctl::status::run(args),
+        Command::Workloads(args) => ctl::show::run(List::Workloads, &args),
+        Command::Services(args) => ctl::show::run(List::Services, &args),
+        Command::Policies(args) => ctl::show::run(List::Policies, &args),
+        Command::Certs(args) => ctl::show::run(List::Certificates, &args),
+        Command::Connections(args) => ctl::show::run(List::Connections, &args),
+        Command::Top(args) => ctl::top::run(&args),
         Command::Uninstall(args) => ctl::uninstall::run(args),
         Command::NetnsHelper(args) => redirect::helper::serve(args.fd).map_err(Into::into),
     };

@@ -151,3 +151,37 @@ fn certificates_of_strangers_end_the_handshake() {
     let line = stage.topology.daemon(stage.server_node).wait_for_line(&["other.example", "error="]).unwrap();
     assert!(line.contains("leg=accept/policy"), "{line}");
 }
+
+#[test]
+fn a_gateway_cuts_a_stream_that_does_not_carry_tls() {
+    testkit::needs_root!();
+    let mut stage = TwoClusters::build("nottls").unwrap();
+    let node = stage.gateway_node;
+    let tester = stage.topology.plain_pod(node, "default/tester", "tester").unwrap();
+    let stage = stage.started().unwrap();
+    let client = credential(stage.topology.ca_folder(DOMAIN).join("cluster2"), &tester.identity(DOMAIN), None);
+    let gateway = SocketAddr::new(stage.topology.node_ip(stage.gateway_node).into(), 15008);
+    let identity = testkit::topology::gateway_identity(DOMAIN);
+    let namespace = tester.place().netns.clone();
+    let ended = testkit::netns::within(&namespace, move || {
+        run(async move {
+            let send = tunnel(gateway, &client, &identity).await.unwrap();
+            let uri = Uri::builder().authority("web.default.svc.cluster.local:80").build().unwrap();
+            let mut request = Request::new(());
+            *request.method_mut() = Method::CONNECT;
+            *request.uri_mut() = uri;
+            *request.version_mut() = Version::HTTP_2;
+            let (response, mut stream) = send.ready().await.unwrap().send_request(request, false).unwrap();
+            let response = response.await.unwrap();
+            assert_eq!(response.status(), 200);
+            stream.send_data(Bytes::from_static(b"GET /secret HTTP/1.1\r\n\r\n"), false).unwrap();
+            response.into_body().data().await
+        })
+    })
+    .unwrap();
+    assert!(!matches!(ended, Some(Ok(_))), "plaintext was answered: {ended:?}");
+    let daemon = stage.topology.daemon(stage.gateway_node);
+    let line = daemon.wait_for_line(&["direction=gateway", "does not carry TLS"]).unwrap();
+    assert!(line.contains("leg=backend"), "{line}");
+    assert_eq!(daemon.counter("inner_not_tls").unwrap(), 1);
+}

@@ -17,7 +17,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("state", &["identity"]),
     ("decide", &["state", "identity", "hbone"]),
     ("tunnel", &["hbone", "identity"]),
-    ("observe", &["hbone", "state", "identity"]),
+    ("observe", &["hbone", "state", "identity", "tunnel"]),
     ("gateway", &["decide", "tunnel", "redirect", "state", "identity", "hbone", "observe"]),
     ("agent", &["decide", "tunnel", "redirect", "state", "identity", "hbone", "gateway", "observe"]),
     ("ctl", &["state", "observe", "identity", "redirect"]),

@@ -56,6 +56,17 @@ pub enum Link {
     Stream(Box<OpenStream>, Far),
 }
 
+impl Link {
+    /// The identity of the far end, where one is proven or known.
+    pub fn identity(&self) -> Option<SpiffeId> {
+        match self {
+            Self::Socket(_) => None,
+            Self::Local(neighbour) => Some(neighbour.identity.clone()),
+            Self::Stream(_, far) => far.identity.clone(),
+        }
+    }
+}
+
 /// A connection to the application of another pod of this node.
 pub struct Neighbour {
     /// The socket in that pod's namespace.

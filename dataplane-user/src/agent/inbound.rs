@@ -17,11 +17,11 @@ use crate::{
     identity::SpiffeId,
     observe::{
         access_log::{Direction, Record},
-        counters::{Counters, OpenCount},
+        counters::Counters,
     },
     state::{Model, Workload},
     tunnel::{
-        copy::{self, Counts, FirstBytes},
+        copy::{self, FirstBytes},
         server::{self, Incoming},
     },
 };
@@ -189,12 +189,8 @@ async fn carry(
             None => pending().await,
         }
     };
-    let counts = Counts::default();
-    let counters = &worker.shared.counters;
-    let _open = OpenCount::new(counters);
-    let result = copy::socket_and_stream(socket, send, receive, &counts, FirstBytes::Any, revoked).await;
-    // Seen from the source: what came from the stream was sent towards the destination.
-    record.bytes = (counts.received.get(), counts.sent.get());
-    counters.add_bytes(record.bytes);
+    let open = worker.shared.connections.open(record, true);
+    let result = copy::socket_and_stream(socket, send, receive, open.counts(), FirstBytes::Any, revoked).await;
+    record.bytes = open.bytes();
     result.err().map(|error| ConnError::fatal(Leg::Backend, peer, error))
 }

@@ -3,6 +3,7 @@
 //! A connection is accepted in [`worker`], leaves through [`outbound`] and [`connect`], arrives through [`inbound`];
 //! [`node`] is the control side: model, enrolment, certificates, signals.
 
+mod answers;
 pub mod connect;
 mod deliver;
 mod enrolment;

@@ -1,33 +1,29 @@
 //! The control side of a node: model, enrolment, certificates, signals, admin socket.
 
 use std::{
-    collections::BTreeMap,
     io,
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use serde_json::{Value, json};
+use prometheus_client::registry::Registry;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::watch,
+    sync::{Notify, watch},
 };
 use tracing::{error, info, warn};
 
 use super::{
-    enrolment::{Enrolments, Report},
+    answers::Answers,
+    enrolment::Enrolments,
     worker::{self, Command, Shared},
 };
 use crate::{
     identity::{CertificateStore, IdentityError, TrustBundle},
-    observe::{
-        access_log::AccessLog,
-        admin::{self, Topic},
-        counters::Counters,
-    },
+    observe::{access_log::AccessLog, admin, connections::Connections, counters::Counters, http, traffic::Traffic},
     redirect::{
         Exclusions, RedirectConfig, Redirector,
         helper::{Helper, Spawn},
@@ -77,6 +73,38 @@ pub struct Args {
     /// File for the access log; standard output if absent.
     #[arg(long, value_name = "FILE")]
     pub log_file: Option<PathBuf>,
+    /// Where state is shown and the log level set: loopback only. Port 0 turns it off.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:15000", value_parser = loopback)]
+    pub admin_address: SocketAddr,
+    /// Where metrics are scraped. Port 0 turns it off.
+    #[arg(long, value_name = "ADDRESS", default_value = "[::]:15020")]
+    pub stats_address: SocketAddr,
+    /// Where readiness is asked for. Port 0 turns it off.
+    #[arg(long, value_name = "ADDRESS", default_value = "[::]:15021")]
+    pub readiness_address: SocketAddr,
+}
+
+/// An address that only this node's own processes reach.
+fn loopback(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr = text.parse().map_err(|error| format!("{error}"))?;
+    if address.ip().is_loopback() {
+        Ok(address)
+    } else {
+        Err("whoever reaches this port can end the daemon: it must be a loopback address".to_owned())
+    }
+}
+
+impl Args {
+    /// The HTTP servers wanted.
+    fn ports(&self) -> impl Iterator<Item = (http::Port, SocketAddr)> {
+        [
+            (http::Port::Admin, self.admin_address),
+            (http::Port::Stats, self.stats_address),
+            (http::Port::Readiness, self.readiness_address),
+        ]
+        .into_iter()
+        .filter(|(_, address)| address.port() != 0)
+    }
 }
 
 /// Any failure that ends the daemon, in words.
@@ -103,6 +131,8 @@ struct Node {
     shared: Arc<Shared>,
     workers: Vec<worker::Handle>,
     gateway: Vec<SocketAddr>,
+    /// Notified when the admin interface is asked to end the daemon.
+    quit: Arc<Notify>,
 }
 
 impl Node {
@@ -130,7 +160,9 @@ impl Node {
         )?;
         // Before any further thread is started: threads inherit what is left.
         keep_only(Role::Engine)?;
-        let log = AccessLog::start(args.log_file.as_deref(), counters.clone())?;
+        let mut registry = Registry::default();
+        let traffic = Arc::new(Traffic::new(&mut registry));
+        let log = AccessLog::start(args.log_file.as_deref(), counters.clone(), traffic.clone())?;
         if let Some(events) = redirector.events()? {
             tokio::spawn(events);
         }
@@ -139,6 +171,7 @@ impl Node {
             credentials,
             original: redirector.original_dst(),
             log,
+            connections: Arc::new(Connections::new(counters.clone(), traffic)),
             counters,
         });
         let (drain, draining) = watch::channel(false);
@@ -147,11 +180,27 @@ impl Node {
             let cpu = args.pin_workers.then_some(cpu);
             handles.push(worker::start(number, cpu, shared.clone(), channel, draining.clone())?);
         }
-        let mut node = Node { enrolments: Enrolments::new(redirector), shared, workers: handles, gateway: Vec::new() };
+        let mut node = Node {
+            enrolments: Enrolments::new(redirector),
+            shared,
+            workers: handles,
+            gateway: Vec::new(),
+            quit: Arc::default(),
+        };
         node.apply()?;
         std::fs::create_dir_all(&args.run_dir)?;
         let path = args.run_dir.join(format!("{}.sock", args.instance));
-        let socket = admin::serve(&path, node.answers()).await?;
+        let answers = Arc::new(Answers {
+            report: node.enrolments.shared_report(),
+            shared: node.shared.clone(),
+            registry,
+            quit: node.quit.clone(),
+        });
+        let about = answers.clone();
+        let socket = admin::serve(&path, Arc::new(move |topic| about.about(topic))).await?;
+        for (port, address) in args.ports() {
+            http::serve(port, address, answers.clone()).await?;
+        }
         info!(instance = args.instance, workers, "ready");
         node.watch(&mut file, &args.model).await?;
         info!("draining for up to {} s", DRAIN.as_secs());
@@ -172,6 +221,7 @@ impl Node {
             tokio::select! {
                 _ = terminate.recv() => return Ok(()),
                 _ = interrupt.recv() => return Ok(()),
+                () = self.quit.notified() => return Ok(()),
                 // The file is looked at several times a second anyway; a signal only repeats what could not be applied.
                 _ = hangup.recv() => self.reload(file::read(path), path),
                 _ = tick.tick() => {
@@ -245,14 +295,6 @@ impl Node {
         Ok(())
     }
 
-    fn answers(&self) -> admin::Answer {
-        let (report, shared) = (self.enrolments.shared_report(), self.shared.clone());
-        Arc::new(move |topic| match topic {
-            Topic::Status => status(&report.lock().unwrap_or_else(PoisonError::into_inner), &shared),
-            Topic::Certificates => certificates(&shared),
-        })
-    }
-
     /// Lets open connections end, within bounds, then stops the workers. Kernel state stays pinned: it keeps the pods
     /// closed until the next start or `causeway uninstall`.
     async fn drain(self) {
@@ -268,42 +310,6 @@ impl Node {
             }
         }
     }
-}
-
-/// Certificates held: identity and end of life, in seconds since 1970.
-fn certificates(shared: &Shared) -> Value {
-    let seconds = |at: SystemTime| at.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let held = shared.credentials.held();
-    let rows = held.iter().map(|credential| {
-        json!({
-            "identity": credential.id.to_string(),
-            "generation": credential.generation,
-            "not_before": seconds(credential.not_before),
-            "not_after": seconds(credential.not_after),
-        })
-    });
-    rows.collect()
-}
-
-fn status(pods: &Report, shared: &Shared) -> Value {
-    let list = |uid: &String, state: &str, more: Value| {
-        let mut entry = json!({"uid": uid, "state": state});
-        if let (Some(entry), Value::Object(more)) = (entry.as_object_mut(), more) {
-            entry.extend(more);
-        }
-        entry
-    };
-    let mut listed: Vec<Value> = pods.enrolled.iter().map(|(uid, pod)| list(uid, "Enrolled", json!(pod))).collect();
-    listed.extend(pods.releasing.iter().map(|(uid, pod)| list(uid, "Releasing", json!(pod))));
-    listed.extend(pods.failed.iter().map(|(uid, why)| list(uid, "Failed", json!({ "error": why }))));
-    let counters = shared.counters.read();
-    json!({
-        "ready": pods.failed.is_empty(),
-        "pods": listed,
-        "model_error": pods.model_error,
-        "counters": counters,
-        "kernel": pods.kernel.iter().copied().collect::<BTreeMap<_, _>>(),
-    })
 }
 
 /// The folder kubelet puts pods under, by the names its cgroup drivers give it.

@@ -14,10 +14,10 @@ use crate::{
     hbone::{ConnError, Leg},
     observe::{
         access_log::{Direction, Record},
-        counters::{Counters, OpenCount},
+        counters::Counters,
     },
     state::Workload,
-    tunnel::copy::{self, Counts, FirstBytes},
+    tunnel::copy::{self, FirstBytes},
 };
 
 /// Endpoints tried for one connection.
@@ -146,33 +146,33 @@ fn describe(record: &mut Record, route: &Outbound) {
 /// Moves the bytes; returns what cut them short.
 async fn carry(worker: &Worker, socket: TcpStream, link: Link, record: &mut Record) -> Option<ConnError> {
     let counters = &worker.shared.counters;
-    let counts = Counts::default();
-    let _open = OpenCount::new(counters);
+    record.destination.identity = link.identity();
+    if let Link::Stream(_, far) = &link {
+        record.destination.cluster = far.cluster.clone();
+    }
+    let open = worker.shared.connections.open(record, false);
+    let counts = open.counts();
     let result = match link {
         Link::Socket(far) => {
             if record.destination.workload.is_none() {
                 Counters::add(&counters.passthrough);
             }
-            copy::socket_and_socket(socket, far, &counts, pending()).await
+            copy::socket_and_socket(socket, far, counts, pending()).await
         }
-        Link::Local(Neighbour { socket: far, pod, to, identity }) => {
+        Link::Local(Neighbour { socket: far, pod, to, .. }) => {
             let peer = record.source.identity.clone();
             let from = record.source.address.unwrap_or(to);
-            record.destination.identity = Some(identity);
             let revoked = withdrawn(worker, &pod, peer.as_ref(), from, to);
-            copy::socket_and_socket(socket, far, &counts, revoked).await
+            copy::socket_and_socket(socket, far, counts, revoked).await
         }
-        Link::Stream(stream, far) => {
-            record.destination.identity = far.identity;
-            record.destination.cluster = far.cluster;
+        Link::Stream(stream, _) => {
             let (send, receive, slot) = stream.into_halves();
-            let result = copy::socket_and_stream(socket, send, receive, &counts, FirstBytes::Any, pending()).await;
+            let result = copy::socket_and_stream(socket, send, receive, counts, FirstBytes::Any, pending()).await;
             drop(slot);
             result
         }
     };
-    record.bytes = (counts.sent.get(), counts.received.get());
-    counters.add_bytes(record.bytes);
+    record.bytes = open.bytes();
     let peer = record.destination.address.map_or_else(String::new, |address| address.to_string());
     result.err().map(|error| ConnError::fatal(Leg::Backend, peer, error))
 }

@@ -14,10 +14,10 @@ use crate::{
     hbone::{ConnError, Leg},
     observe::{
         access_log::{Direction, Record},
-        counters::{Counters, OpenCount},
+        counters::Counters,
     },
     state::PlaintextToMesh,
-    tunnel::copy::{self, Counts},
+    tunnel::copy,
 };
 
 /// Serves one plaintext connection from accept to end.
@@ -39,12 +39,9 @@ pub async fn serve(worker: Rc<Worker>, pod: Rc<Pod>, socket: TcpStream, from: So
         Ok(application) => {
             let to = record.destination.address.unwrap_or(from);
             let revoked = withdrawn(&worker, &pod, None, from, to);
-            let counts = Counts::default();
-            let counters = &worker.shared.counters;
-            let _open = OpenCount::new(counters);
-            let result = copy::socket_and_socket(socket, application, &counts, revoked).await;
-            record.bytes = (counts.sent.get(), counts.received.get());
-            counters.add_bytes(record.bytes);
+            let open = worker.shared.connections.open(&mut record, false);
+            let result = copy::socket_and_socket(socket, application, open.counts(), revoked).await;
+            record.bytes = open.bytes();
             result.err().map(|error| ConnError::fatal(Leg::Backend, from, error))
         }
         Err(error) => {

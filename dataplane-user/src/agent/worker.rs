@@ -26,7 +26,7 @@ use super::{gateways::Health, inbound, outbound, plaintext};
 use crate::{
     gateway::Gateway,
     identity::CertificateStore,
-    observe::{access_log::AccessLog, counters::Counters},
+    observe::{access_log::AccessLog, connections::Connections, counters::Counters},
     redirect::{OriginalDst, PodId, SocketChannel, SocketSource, WorkerListeners, pin_thread_to_cpu},
     state::{Model, ModelStore, Workload},
     tunnel::{
@@ -53,6 +53,8 @@ pub struct Shared {
     pub log: AccessLog,
     /// Counters.
     pub counters: Arc<Counters>,
+    /// Connections open now.
+    pub connections: Arc<Connections>,
 }
 
 /// An order from the control thread.
@@ -202,6 +204,7 @@ async fn run(
         shared.model.clone(),
         shared.credentials.clone(),
         shared.log.clone(),
+        shared.connections.clone(),
         drain.clone(),
         Box::new(move || random.next()),
     ));

@@ -3,6 +3,8 @@
 pub mod ca;
 pub mod probe;
 pub mod schema;
+pub mod show;
 pub mod status;
+pub mod top;
 pub mod uninstall;
 pub mod validate;

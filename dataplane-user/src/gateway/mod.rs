@@ -18,11 +18,12 @@ use crate::{
     identity::{CertificateStore, SpiffeId},
     observe::{
         access_log::{AccessLog, Direction, Moment, Record},
-        counters::{Counters, OpenCount},
+        connections::Connections,
+        counters::Counters,
     },
     state::{ModelStore, Workload},
     tunnel::{
-        copy::{self, CopyError, Counts, FirstBytes},
+        copy::{self, CopyError, FirstBytes},
         server::{self, Incoming},
         settings::CONNECT_TIMEOUT,
     },
@@ -38,6 +39,8 @@ pub struct Gateway {
     pub log: AccessLog,
     /// Counters.
     pub counters: Arc<Counters>,
+    /// Connections open now.
+    pub connections: Arc<Connections>,
     /// Turns true when the daemon stops.
     pub drain: watch::Receiver<bool>,
     /// Random numbers for the choice among equal endpoints.
@@ -51,10 +54,20 @@ impl Gateway {
         model: Arc<ModelStore>,
         credentials: Arc<CertificateStore>,
         log: AccessLog,
+        connections: Arc<Connections>,
         drain: watch::Receiver<bool>,
         random: Box<dyn Fn() -> u64>,
     ) -> Self {
-        Self { counters: log.counters().clone(), model, credentials, log, drain, random, load: Load::default() }
+        Self {
+            counters: log.counters().clone(),
+            model,
+            credentials,
+            log,
+            connections,
+            drain,
+            random,
+            load: Load::default(),
+        }
     }
 
     /// Serves one accepted outer tunnel until it ends.
@@ -187,12 +200,11 @@ impl Gateway {
             Ok(halves) => halves,
             Err(error) => return Some(ConnError::fatal(Leg::Connect, peer, error)),
         };
-        let counts = Counts::default();
         let revoked = self.withdrawn(authority);
-        let _open = OpenCount::new(&self.counters);
-        let result = copy::socket_and_stream(socket, send, receive, &counts, FirstBytes::TlsHandshake, revoked).await;
-        record.bytes = (counts.received.get(), counts.sent.get());
-        self.counters.add_bytes(record.bytes);
+        let open = self.connections.open(record, true);
+        let result =
+            copy::socket_and_stream(socket, send, receive, open.counts(), FirstBytes::TlsHandshake, revoked).await;
+        record.bytes = open.bytes();
         if let Err(CopyError::NotTls) = &result {
             Counters::add(&self.counters.inner_not_tls);
         }

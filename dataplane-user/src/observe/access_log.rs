@@ -16,7 +16,7 @@ use std::{
 
 use time::{OffsetDateTime, macros::format_description};
 
-use super::counters::Counters;
+use super::{counters::Counters, traffic::Traffic};
 use crate::{
     hbone::ConnError,
     identity::SpiffeId,
@@ -38,7 +38,9 @@ pub enum Direction {
 }
 
 impl Direction {
-    fn name(self) -> &'static str {
+    /// As it stands in logs and labels.
+    #[must_use]
+    pub fn name(self) -> &'static str {
         match self {
             Direction::Outbound => "outbound",
             Direction::Inbound => "inbound",
@@ -93,6 +95,8 @@ pub struct Record {
     pub duration: Duration,
     /// From accept until bytes could flow.
     pub setup: Duration,
+    /// Whether its bytes could flow.
+    pub opened: bool,
     /// What went wrong: the leg and the words.
     pub error: Option<ConnError>,
 }
@@ -111,6 +115,7 @@ impl Record {
             bytes: (0, 0),
             duration: Duration::ZERO,
             setup: Duration::ZERO,
+            opened: false,
             error: None,
         }
     }
@@ -121,6 +126,7 @@ impl Record {
 pub struct AccessLog {
     sender: SyncSender<Record>,
     counters: Arc<Counters>,
+    traffic: Arc<Traffic>,
 }
 
 impl AccessLog {
@@ -128,7 +134,7 @@ impl AccessLog {
     ///
     /// # Errors
     /// The file cannot be opened for appending, or no thread can be started.
-    pub fn start(file: Option<&Path>, counters: Arc<Counters>) -> io::Result<Self> {
+    pub fn start(file: Option<&Path>, counters: Arc<Counters>, traffic: Arc<Traffic>) -> io::Result<Self> {
         let output: Box<dyn Write + Send> = match file {
             Some(path) => Box::new(OpenOptions::new().create(true).append(true).open(path)?),
             None => Box::new(io::stdout()),
@@ -137,7 +143,7 @@ impl AccessLog {
         thread::Builder::new()
             .name("access-log".to_owned())
             .spawn(move || write(&receiver, BufWriter::with_capacity(64 << 10, output)))?;
-        Ok(Self { sender, counters })
+        Ok(Self { sender, counters, traffic })
     }
 
     /// The counters this log adds to.
@@ -152,6 +158,7 @@ impl AccessLog {
         }
         record.error = error;
         record.duration = duration;
+        self.traffic.ended(&record, record.opened);
         self.record(record);
     }
 

@@ -25,6 +25,10 @@ pub enum Topic {
     Status,
     /// Certificates held and when they expire.
     Certificates,
+    /// Workloads, services, policies, certificates, pods.
+    ConfigDump,
+    /// Connections open now.
+    Connections,
 }
 
 #[derive(Debug, Deserialize)]

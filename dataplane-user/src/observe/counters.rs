@@ -97,20 +97,3 @@ impl Counters {
         }
     }
 }
-
-/// Counts a connection as open while it lives.
-pub struct OpenCount<'a>(&'a Counters);
-
-impl<'a> OpenCount<'a> {
-    /// Counts one more.
-    pub fn new(counters: &'a Counters) -> Self {
-        Counters::add(&counters.open);
-        Self(counters)
-    }
-}
-
-impl Drop for OpenCount<'_> {
-    fn drop(&mut self) {
-        self.0.closed();
-    }
-}

@@ -1,5 +1,10 @@
-//! Access log, counters and the admin socket.
+//! What a node tells about itself: access log, metrics, open connections, admin interface.
 
 pub mod access_log;
 pub mod admin;
+pub mod connections;
 pub mod counters;
+pub mod dump;
+pub mod http;
+pub mod logging;
+pub mod traffic;

@@ -1,11 +1,11 @@
 //! The byte path: between an application's socket and a stream, and between two sockets.
 
 use std::{
-    cell::Cell,
     future::{Future, poll_fn},
     io::{self, IoSlice},
     net::Shutdown,
     pin::pin,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
     task::Poll,
 };
 
@@ -29,13 +29,28 @@ const READ_BYTES: (usize, usize) = (4 << 10, 128 << 10);
 /// Received frames handed to one vectored write.
 const FRAMES_PER_WRITE: usize = 32;
 
-/// Bytes carried so far, readable while the copy runs.
+/// Bytes carried so far, readable from anywhere while the copy runs.
 #[derive(Default, Debug)]
 pub struct Counts {
-    /// From the socket into the stream.
-    pub sent: Cell<u64>,
-    /// From the stream into the socket.
-    pub received: Cell<u64>,
+    sent: AtomicU64,
+    received: AtomicU64,
+}
+
+impl Counts {
+    /// From the near socket into the stream or the far socket.
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Relaxed)
+    }
+
+    /// On the way back.
+    pub fn received(&self) -> u64 {
+        self.received.load(Relaxed)
+    }
+}
+
+/// Adds to a counter that only one thread writes.
+fn add(counter: &AtomicU64, count: u64) {
+    counter.store(counter.load(Relaxed) + count, Relaxed);
 }
 
 /// Why a copy ended before both halves were done.
@@ -115,7 +130,7 @@ async fn upload(socket: &mut ReadHalf<'_>, send: &mut SendStream, counts: &Count
             let granted = poll_fn(|cx| poll_send_capacity(send, data.len(), cx)).await.map_err(CopyError::Remote)?;
             send.send_data(data.split_to(granted), false).map_err(CopyError::Remote)?;
         }
-        counts.sent.set(counts.sent.get() + total);
+        add(&counts.sent, total);
     }
 }
 
@@ -166,7 +181,7 @@ async fn download(
         let total: usize = frames.iter().map(Bytes::len).sum();
         write_all(socket, &mut frames).await.map_err(CopyError::Local)?;
         let _ = receive.flow_control().release_capacity(total);
-        counts.received.set(counts.received.get() + total as u64);
+        add(&counts.received, total as u64);
         match failure {
             Some(error) if far_end(&error) == FarEnd::Fin => break,
             Some(error) => return Err(CopyError::Remote(error)),
@@ -247,7 +262,7 @@ pub async fn socket_and_stream(
 }
 
 /// One direction between two sockets, until FIN.
-async fn pump(from: &mut ReadHalf<'_>, to: &TcpStream, bytes: &Cell<u64>) -> io::Result<()> {
+async fn pump(from: &mut ReadHalf<'_>, to: &TcpStream, bytes: &AtomicU64) -> io::Result<()> {
     let mut reader = Reader::new();
     let mut frames = Vec::with_capacity(1);
     loop {
@@ -258,7 +273,7 @@ async fn pump(from: &mut ReadHalf<'_>, to: &TcpStream, bytes: &Cell<u64>) -> io:
         let total = data.len() as u64;
         frames.push(data);
         write_all(to, &mut frames).await?;
-        bytes.set(bytes.get() + total);
+        add(bytes, total);
     }
 }
 

@@ -1,0 +1,176 @@
+//! What the admin interface says about this node.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
+};
+
+use prometheus_client::{encoding::text::encode, registry::Registry};
+use serde_json::{Map, Value, json};
+use tokio::sync::Notify;
+
+use super::{enrolment::Report, worker::Shared};
+use crate::observe::{admin::Topic, dump, http::Source};
+
+/// Everything a question can be answered from.
+pub(super) struct Answers {
+    pub(super) report: Arc<Mutex<Report>>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) registry: Registry,
+    /// Notified when somebody asks the daemon to end.
+    pub(super) quit: Arc<Notify>,
+}
+
+impl Answers {
+    /// The answer to one request on the admin socket.
+    pub(super) fn about(&self, topic: Topic) -> Value {
+        match topic {
+            Topic::Status => self.status(),
+            Topic::Certificates => self.certificates(),
+            Topic::ConfigDump => self.config_dump(),
+            Topic::Connections => self.connections(),
+        }
+    }
+
+    fn report(&self) -> MutexGuard<'_, Report> {
+        self.report.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn connections(&self) -> Value {
+        self.shared.connections.list().iter().map(|one| dump::connection(one)).collect()
+    }
+
+    /// Certificates held: identity and end of life, in seconds since 1970.
+    fn certificates(&self) -> Value {
+        let held = self.shared.credentials.held();
+        let rows = held.iter().map(|credential| {
+            json!({
+                "identity": credential.id.to_string(),
+                "generation": credential.generation,
+                "not_before": dump::seconds(credential.not_before),
+                "not_after": dump::seconds(credential.not_after),
+            })
+        });
+        rows.collect()
+    }
+
+    fn status(&self) -> Value {
+        self.shared.connections.flush();
+        let pods = self.report();
+        let list = |uid: &String, state: &str, more: Value| {
+            let mut entry = json!({"uid": uid, "state": state});
+            if let (Some(entry), Value::Object(more)) = (entry.as_object_mut(), more) {
+                entry.extend(more);
+            }
+            entry
+        };
+        let mut listed: Vec<Value> = pods.enrolled.iter().map(|(uid, pod)| list(uid, "Enrolled", json!(pod))).collect();
+        listed.extend(pods.releasing.iter().map(|(uid, pod)| list(uid, "Releasing", json!(pod))));
+        listed.extend(pods.failed.iter().map(|(uid, why)| list(uid, "Failed", json!({ "error": why }))));
+        json!({
+            "ready": pods.failed.is_empty(),
+            "pods": listed,
+            "model_error": pods.model_error,
+            "counters": self.shared.counters.read(),
+            "kernel": pods.kernel.iter().copied().collect::<BTreeMap<_, _>>(),
+        })
+    }
+
+    /// Gauges and counters that other parts keep, in the same text form.
+    fn own_metrics(&self, text: &mut String) -> std::fmt::Result {
+        let counters = json!(self.shared.counters.read());
+        let number = |name: &str| counters.get(name).and_then(Value::as_u64).unwrap_or(0);
+        for (name, help) in [
+            ("outbound", "Connections accepted from applications"),
+            ("inbound", "CONNECTs accepted for pods"),
+            ("plaintext", "Plaintext connections accepted for pods"),
+            ("gateway", "Streams forwarded by the gateway role"),
+            ("local", "Connections to another pod of this node"),
+            ("passthrough", "Connections that left as plain TCP"),
+            ("log_dropped", "Lines of the access log that were dropped"),
+            ("inner_not_tls", "Streams cut because they did not carry TLS"),
+        ] {
+            let value = number(name);
+            write!(
+                text,
+                "# HELP causeway_{name} {help}.\n# TYPE causeway_{name} counter\ncauseway_{name}_total {value}\n"
+            )?;
+        }
+        text.push_str("# HELP causeway_failures Failed connections by leg.\n# TYPE causeway_failures counter\n");
+        for (leg, count) in counters.get("failed").and_then(Value::as_object).into_iter().flatten() {
+            writeln!(text, "causeway_failures_total{{leg=\"{leg}\"}} {count}")?;
+        }
+        let pods = self.report();
+        text.push_str("# HELP causeway_kernel_verdicts Decisions of the kernel programs.\n# TYPE causeway_kernel_verdicts counter\n");
+        for (verdict, count) in &pods.kernel {
+            writeln!(text, "causeway_kernel_verdicts_total{{verdict=\"{verdict}\"}} {count}")?;
+        }
+        let gauges = [
+            ("istio_tcp_sockets_open", "Connections open now", number("open")),
+            ("workload_manager_active_proxy_count", "Pods enrolled", pods.enrolled.len() as u64),
+            ("workload_manager_pending_proxy_count", "Pods that could not be enrolled yet", pods.failed.len() as u64),
+        ];
+        for (name, help, value) in gauges {
+            write!(text, "# HELP {name} {help}.\n# TYPE {name} gauge\n{name} {value}\n")?;
+        }
+        text.push_str("# HELP causeway_certificate_expiry_seconds Unix time at which a certificate ends.\n");
+        text.push_str("# TYPE causeway_certificate_expiry_seconds gauge\n");
+        for credential in self.shared.credentials.held() {
+            let end = dump::seconds(credential.not_after);
+            writeln!(text, "causeway_certificate_expiry_seconds{{identity=\"{}\"}} {end}", credential.id)?;
+        }
+        let version = env!("CARGO_PKG_VERSION");
+        text.push_str("# HELP istio_build What runs here.\n# TYPE istio_build gauge\n");
+        writeln!(text, "istio_build{{component=\"causeway\",tag=\"{version}\"}} 1")
+    }
+}
+
+impl Source for Answers {
+    fn pending(&self) -> Vec<String> {
+        let pods = self.report();
+        let mut pending: Vec<String> = pods.failed.iter().map(|(uid, why)| format!("{uid}: {why}")).collect();
+        pending.extend(pods.model_error.clone());
+        pending
+    }
+
+    fn metrics(&self) -> String {
+        self.shared.connections.flush();
+        let mut text = String::new();
+        // Writing into a String cannot fail; the text ends with the mark that the registry writes.
+        let _ = self.own_metrics(&mut text);
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+
+    fn config_dump(&self) -> Value {
+        let model = self.shared.model.load();
+        let open = self.shared.connections.list();
+        let mut all = dump::model(&model);
+        let held = self.shared.credentials.held();
+        all.insert("certificates".to_owned(), held.iter().map(|credential| dump::certificate(credential)).collect());
+        let pods = self.report();
+        let state = |uid: &String, state: &str| {
+            let known = model.workload(uid);
+            let info = known.map(|workload| {
+                json!({"name": workload.name, "namespace": workload.namespace, "serviceAccount": workload.service_account})
+            });
+            (uid.clone(), json!({"state": state, "info": info, "connections": dump::pod_connections(&open, uid)}))
+        };
+        let states: Map<String, Value> = (pods.enrolled.keys().map(|uid| state(uid, "Up")))
+            .chain(pods.failed.keys().map(|uid| state(uid, "Pending")))
+            .collect();
+        all.insert("workloadState".to_owned(), states.into());
+        all.insert("version".to_owned(), json!({"version": env!("CARGO_PKG_VERSION")}));
+        all.insert(
+            "config".to_owned(),
+            json!({"network": model.node.network, "dumpedAt": dump::seconds(SystemTime::now())}),
+        );
+        all.into()
+    }
+
+    fn quit(&self) {
+        self.quit.notify_one();
+    }
+}
