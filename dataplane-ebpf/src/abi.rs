@@ -30,6 +30,12 @@ pub const DEFAULT_PORT_BASE: u16 = 16384;
 /// Number of ports in the default range.
 pub const DEFAULT_PORT_COUNT: u16 = 1024;
 
+/// Port of name servers: what captured queries are addressed to.
+pub const DNS_PORT: u16 = 53;
+/// Name servers of one address family a pod can ask through the engine. Each has an engine port of its own, so that a socket
+/// that asks several sees every answer come from the server it asked.
+pub const DNS_SERVERS: usize = 16;
+
 /// A 16-byte address in network byte order; IPv4 as v4-mapped.
 pub type Addr = [u32; 4];
 
@@ -154,6 +160,52 @@ pub struct ListenerKey {
     pub pad: u32,
 }
 
+/// A pod whose DNS queries are captured: value of `DNS_PODS`, keyed by the cookie of its network namespace.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DnsPod {
+    /// IPv4 address the engine's DNS sockets are bound to, v4-mapped; all zero without one.
+    pub v4: Addr,
+    /// IPv6 address the engine's DNS sockets are bound to; all zero without one.
+    pub v6: Addr,
+    /// Ports of the sockets at `v4`; 0 means that there is none.
+    pub ports4: [u16; DNS_SERVERS],
+    /// Ports of the sockets at `v6`; 0 means that there is none.
+    pub ports6: [u16; DNS_SERVERS],
+}
+
+/// A name server a pod has asked: key of `DNS_PORTS`, whose value is the engine's port for it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct ServerKey {
+    /// Cookie of the pod's network namespace.
+    pub netns: u64,
+    /// The server.
+    pub server: Addr,
+}
+
+/// A port of the engine: key of `DNS_SERVERS`, whose value is the name server it stands for. Who inserts it owns the port.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct EnginePort {
+    /// Cookie of the pod's network namespace.
+    pub netns: u64,
+    /// The port.
+    pub port: u16,
+    /// 4 or 6: ports of the two families are apart.
+    pub family: u16,
+    /// Always zero.
+    pub pad: u32,
+}
+
+impl EnginePort {
+    /// The key of the port at an address of the family of `addr`.
+    #[inline(always)]
+    pub const fn new(netns: u64, addr: &Addr, port: u16) -> Self {
+        Self { netns, port, family: if is_mapped(addr) { 4 } else { 6 }, pad: 0 }
+    }
+}
+
 /// Key of `EXCLUDED_PORTS`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -196,6 +248,9 @@ mod tests {
         assert_eq!(size_of::<Flow>(), 24);
         assert_eq!(size_of::<ListenerKey>(), 16);
         assert_eq!(size_of::<PortKey>(), 4);
+        assert_eq!(size_of::<DnsPod>(), 32 + 4 * DNS_SERVERS);
+        assert_eq!(size_of::<ServerKey>(), 24);
+        assert_eq!(size_of::<EnginePort>(), 16);
         assert_eq!(size_of::<Record>(), 24 + UID_LENGTH + PATH_LENGTH);
     }
 

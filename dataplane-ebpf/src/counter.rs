@@ -61,6 +61,24 @@ counters! {
     InboundUnknownAddress = "inbound_unknown_address",
     /// No listener of the engine: reset.
     InboundNoListener = "inbound_no_listener",
+    /// DNS datagram or socket directed to the engine.
+    DnsCaptured = "dns_captured",
+    /// DNS to loopback, an unspecified or a link-local address.
+    DnsLocal = "dns_local",
+    /// DNS to an address of the pod itself.
+    DnsOwnAddress = "dns_own_address",
+    /// DNS of the engine.
+    DnsEngine = "dns_engine",
+    /// DNS excluded by its port.
+    DnsExcludedPort = "dns_excluded_port",
+    /// DNS to an excluded range of addresses.
+    DnsExcludedCidr = "dns_excluded_cidr",
+    /// DNS to a server for which no engine port was left: past the engine.
+    DnsNoPort = "dns_no_port",
+    /// DNS refused: the pod has no address of the server's family, so the engine cannot be reached.
+    DnsRefusedFamily = "dns_refused_family",
+    /// DNS refused: the server could not be recorded.
+    DnsRefusedStorage = "dns_refused_storage",
 }
 
 /// Number of counters.

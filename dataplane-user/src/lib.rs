@@ -7,6 +7,7 @@
 pub mod agent;
 pub mod ctl;
 pub mod decide;
+pub mod dns;
 pub mod gateway;
 pub mod hbone;
 pub mod identity;

@@ -37,6 +37,7 @@ pub mod netns;
 pub mod pcap;
 pub mod peer;
 pub mod process;
+pub mod resolver;
 pub mod sys;
 pub mod topology;
 

@@ -16,10 +16,11 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("redirect", &[]),
     ("state", &["identity"]),
     ("decide", &["state", "identity", "hbone"]),
+    ("dns", &["state"]),
     ("tunnel", &["hbone", "identity"]),
     ("observe", &["hbone", "state", "identity", "tunnel"]),
     ("gateway", &["decide", "tunnel", "redirect", "state", "identity", "hbone", "observe"]),
-    ("agent", &["decide", "tunnel", "redirect", "state", "identity", "hbone", "gateway", "observe"]),
+    ("agent", &["dns", "decide", "tunnel", "redirect", "state", "identity", "hbone", "gateway", "observe"]),
     ("ctl", &["state", "observe", "identity", "redirect"]),
 ];
 

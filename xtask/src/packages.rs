@@ -21,6 +21,10 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("nft", "nftables"),
     ("psql", "postgresql-client"),
     ("setpriv", "util-linux"),
+    ("dig", "bind9-dnsutils"),
+    ("dnsmasq", "dnsmasq-base"),
+    ("musl-gcc", "musl-tools"),
+    ("python3", "python3-minimal"),
 ];
 
 /// Asked of `dpkg` and not of the search path: the server's programs lie in a folder of their own.

@@ -1,5 +1,6 @@
 //! The verdict of every program as a pure function over its context and a view of the maps.
 
+pub mod dns;
 pub mod inbound;
 pub mod outbound;
 pub mod sockets;

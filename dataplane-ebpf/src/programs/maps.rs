@@ -1,10 +1,13 @@
 //! Every map, with who writes and who reads it.
 
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::lpm_trie::LpmTrie;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, SockHash};
-use causeway_ebpf::abi::{Addr, Config, Flow, FlowKey, ListenerKey, Pod, PortKey, Record};
+use causeway_ebpf::abi::{
+    Addr, Config, DnsPod, EnginePort, Flow, FlowKey, ListenerKey, Pod, PortKey, Record, ServerKey,
+};
 use causeway_ebpf::counter;
 
 /// One entry; written by user space.
@@ -51,6 +54,18 @@ pub static DIALLED: SkStorage<Flow> = SkStorage::new();
 /// Original destination of an accepted connection; read by the engine through the socket's descriptor.
 #[btf_map]
 pub static ORIGINAL: SkStorage<Flow> = SkStorage::new();
+
+/// Pods whose DNS queries are captured, by netns cookie; written by user space.
+#[map]
+pub static DNS_PODS: HashMap<u64, DnsPod> = HashMap::with_max_entries(4096, 0);
+
+/// Engine port by the name server it stands for.
+#[map]
+pub static DNS_PORTS: HashMap<ServerKey, u16> = HashMap::with_max_entries(65536, BPF_F_NO_PREALLOC);
+
+/// Name server by engine port; the inverse of `DNS_PORTS`, and written first.
+#[map]
+pub static DNS_SERVERS: HashMap<EnginePort, Addr> = HashMap::with_max_entries(65536, BPF_F_NO_PREALLOC);
 
 /// Cells of [`causeway_ebpf::counter`].
 #[map]

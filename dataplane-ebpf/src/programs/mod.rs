@@ -2,6 +2,7 @@
 //!
 //! A program function never has the name of its ELF section: the linker would see the symbol twice.
 
+mod dns;
 mod inbound;
 mod maps;
 mod outbound;

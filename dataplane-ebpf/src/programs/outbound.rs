@@ -16,12 +16,15 @@ use super::maps::{DIALLED, ENGINES, EXCLUDED_CIDRS, EXCLUDED_PORTS, POD_BY_IP, P
 use super::{config, count, count_failure, field, set_field, words};
 
 const SOCK_STREAM: u32 = 1;
+const SOCK_DGRAM: u32 = 2;
 const IPPROTO_TCP: u32 = 6;
-const PASS: i32 = 1;
-/// connect() fails with EPERM.
-const REFUSE: i32 = 0;
+const IPPROTO_UDP: u32 = 17;
+pub(super) const PASS: i32 = 1;
+/// connect() and sendmsg() fail with EPERM.
+pub(super) const REFUSE: i32 = 0;
 
-struct Maps;
+/// The maps that say what is left alone.
+pub(super) struct Maps;
 
 impl View for Maps {
     #[inline(always)]
@@ -44,20 +47,44 @@ impl View for Maps {
 }
 
 /// What to write back into the context.
-enum Applied {
+pub(super) enum Applied {
     Done(i32),
     Rewrite(Addr, u16),
 }
 
-/// Asks for the verdict on a TCP connection to `addr` and stores the destination if it is redirected.
+/// Writes an IPv4 destination or source into the context.
+#[inline(always)]
+pub(super) fn write4(raw: *mut bpf_sock_addr, addr: &Addr, port: u16) -> i32 {
+    set_field(unsafe { &raw mut (*raw).user_ip4 }, addr[3]);
+    set_field(unsafe { &raw mut (*raw).user_port }, u32::from(port.to_be()));
+    PASS
+}
+
+/// Writes an IPv6 destination or source into the context.
+#[inline(always)]
+pub(super) fn write6(raw: *mut bpf_sock_addr, addr: &Addr, port: u16) -> i32 {
+    let ip: *mut u32 = unsafe { (&raw mut (*raw).user_ip6).cast() };
+    set_field(ip, addr[0]);
+    set_field(unsafe { ip.add(1) }, addr[1]);
+    set_field(unsafe { ip.add(2) }, addr[2]);
+    set_field(unsafe { ip.add(3) }, addr[3]);
+    set_field(unsafe { &raw mut (*raw).user_port }, u32::from(port.to_be()));
+    PASS
+}
+
+/// Asks for the verdict on a TCP connection to `addr` and stores the destination if it is redirected; UDP sockets are asked
+/// about DNS alone.
 ///
 /// A socket that is not redirected loses what it stored for an earlier connection, so that it is neither recorded nor shown.
 #[inline(always)]
 fn decide(context: &SockAddrContext, addr: &Addr) -> Applied {
     let raw: *mut bpf_sock_addr = context.sock_addr;
-    if field(unsafe { &raw const (*raw).type_ }) != SOCK_STREAM
-        || field(unsafe { &raw const (*raw).protocol }) != IPPROTO_TCP
-    {
+    let kind = field(unsafe { &raw const (*raw).type_ });
+    let protocol = field(unsafe { &raw const (*raw).protocol });
+    if kind == SOCK_DGRAM && protocol == IPPROTO_UDP {
+        return super::dns::redirect(context, addr);
+    }
+    if kind != SOCK_STREAM || protocol != IPPROTO_TCP {
         return Applied::Done(PASS);
     }
     let netns = unsafe { bpf_get_netns_cookie(raw.cast()) };
@@ -108,7 +135,7 @@ fn decide(context: &SockAddrContext, addr: &Addr) -> Applied {
     }
 }
 
-/// TCP connections over IPv4. Reads PODS, POD_BY_IP, ENGINES and the exclusions; stores the destination in DIALLED and rewrites
+/// TCP connections and connected UDP sockets over IPv4. Reads PODS, POD_BY_IP, ENGINES and the exclusions; stores the destination in DIALLED and rewrites
 /// it to the pod's own address and a port of the range. Refuses (EPERM) whatever it cannot decide.
 #[cgroup_sock_addr(connect4)]
 pub fn outbound4(context: SockAddrContext) -> i32 {
@@ -116,11 +143,7 @@ pub fn outbound4(context: SockAddrContext) -> i32 {
     let addr = mapped(field(unsafe { &raw const (*raw).user_ip4 }));
     match decide(&context, &addr) {
         Applied::Done(verdict) => verdict,
-        Applied::Rewrite(target, port) => {
-            set_field(unsafe { &raw mut (*raw).user_ip4 }, target[3]);
-            set_field(unsafe { &raw mut (*raw).user_port }, u32::from(port.to_be()));
-            PASS
-        }
+        Applied::Rewrite(target, port) => write4(raw, &target, port),
     }
 }
 
@@ -131,14 +154,6 @@ pub fn outbound6(context: SockAddrContext) -> i32 {
     let addr = words(unsafe { &raw const (*raw).user_ip6 });
     match decide(&context, &addr) {
         Applied::Done(verdict) => verdict,
-        Applied::Rewrite(target, port) => {
-            let ip: *mut u32 = unsafe { (&raw mut (*raw).user_ip6).cast() };
-            set_field(ip, target[0]);
-            set_field(unsafe { ip.add(1) }, target[1]);
-            set_field(unsafe { ip.add(2) }, target[2]);
-            set_field(unsafe { ip.add(3) }, target[3]);
-            set_field(unsafe { &raw mut (*raw).user_port }, u32::from(port.to_be()));
-            PASS
-        }
+        Applied::Rewrite(target, port) => write6(raw, &target, port),
     }
 }

@@ -1,13 +1,23 @@
 //! Hooks: cgroup/getpeername4 and cgroup/getpeername6 at the pods' cgroup. The application sees whom it dialled, not the engine.
+//! A TCP socket stores that; of a UDP socket the engine's port tells it.
 
 use aya_ebpf::bindings::bpf_sock_addr;
 use aya_ebpf::helpers::generated::bpf_sk_storage_get;
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
-use causeway_ebpf::abi::Flow;
+use causeway_ebpf::abi::{DNS_PORT, Flow, mapped};
 
+use super::dns::server_behind;
 use super::maps::DIALLED;
-use super::set_field;
+use super::outbound::{PASS, write4, write6};
+use super::{field, words};
+
+const IPPROTO_UDP: u32 = 17;
+
+#[inline(always)]
+fn is_udp(raw: *mut bpf_sock_addr) -> bool {
+    field(unsafe { &raw const (*raw).protocol }) == IPPROTO_UDP
+}
 
 /// What this socket dialled through the outbound programs.
 #[inline(always)]
@@ -22,28 +32,30 @@ fn dialled(raw: *mut bpf_sock_addr) -> Option<Flow> {
     if flow.is_null() { None } else { Some(unsafe { *flow }) }
 }
 
-/// Reads DIALLED. The return value is always 1: this hook cannot refuse.
+/// Reads DIALLED, DNS_PODS and DNS_SERVERS. The return value is always 1: this hook cannot refuse.
 #[cgroup_sock_addr(getpeername4)]
 pub fn peername4(context: SockAddrContext) -> i32 {
     let raw = context.sock_addr;
     if let Some(flow) = dialled(raw) {
-        set_field(unsafe { &raw mut (*raw).user_ip4 }, flow.addr[3]);
-        set_field(unsafe { &raw mut (*raw).user_port }, u32::from(flow.port.to_be()));
+        return write4(raw, &flow.addr, flow.port);
     }
-    1
+    let addr = mapped(field(unsafe { &raw const (*raw).user_ip4 }));
+    match is_udp(raw).then(|| server_behind(raw, &addr)).flatten() {
+        Some(server) => write4(raw, &server, DNS_PORT),
+        None => PASS,
+    }
 }
 
-/// Reads DIALLED. The return value is always 1: this hook cannot refuse.
+/// Reads DIALLED, DNS_PODS and DNS_SERVERS. The return value is always 1: this hook cannot refuse.
 #[cgroup_sock_addr(getpeername6)]
 pub fn peername6(context: SockAddrContext) -> i32 {
     let raw = context.sock_addr;
     if let Some(flow) = dialled(raw) {
-        let ip: *mut u32 = unsafe { (&raw mut (*raw).user_ip6).cast() };
-        set_field(ip, flow.addr[0]);
-        set_field(unsafe { ip.add(1) }, flow.addr[1]);
-        set_field(unsafe { ip.add(2) }, flow.addr[2]);
-        set_field(unsafe { ip.add(3) }, flow.addr[3]);
-        set_field(unsafe { &raw mut (*raw).user_port }, u32::from(flow.port.to_be()));
+        return write6(raw, &flow.addr, flow.port);
     }
-    1
+    let addr = words(unsafe { &raw const (*raw).user_ip6 });
+    match is_udp(raw).then(|| server_behind(raw, &addr)).flatten() {
+        Some(server) => write6(raw, &server, DNS_PORT),
+        None => PASS,
+    }
 }

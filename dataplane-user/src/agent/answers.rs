@@ -102,6 +102,7 @@ impl Answers {
         for (leg, count) in counters.get("failed").and_then(Value::as_object).into_iter().flatten() {
             writeln!(text, "causeway_failures_total{{leg=\"{leg}\"}} {count}")?;
         }
+        self.shared.counters.dns.write(text)?;
         let pods = self.report();
         text.push_str("# HELP causeway_kernel_verdicts Decisions of the kernel programs.\n# TYPE causeway_kernel_verdicts counter\n");
         for (verdict, count) in &pods.kernel {

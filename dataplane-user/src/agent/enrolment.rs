@@ -12,7 +12,10 @@ use std::{
 
 use tracing::{error, info, warn};
 
-use super::worker::{self, Command};
+use super::{
+    dns,
+    worker::{self, Command},
+};
 use crate::{
     redirect::{EnrolRequest, Existing, NetnsRef, PodId, Redirector},
     state::{Enrolment, ExistingConnections},
@@ -122,13 +125,23 @@ impl Enrolments {
                 ExistingConnections::Keep => Existing::Keep,
                 ExistingConnections::Close => Existing::Close,
             },
+            dns: enrolment.dns,
         };
         match self.redirector.enrol(&request) {
             Ok(enrolled) => {
                 let open = Arc::new(AtomicUsize::new(0));
-                for (worker, listeners) in workers.iter().zip(enrolled.listeners) {
+                let mut capture = Some(dns::Capture {
+                    sockets: enrolled.dns,
+                    netns_cookie: enrolled.netns_cookie,
+                    ips: enrolled.ips.clone(),
+                });
+                // DNS over UDP is one worker's: datagrams of one socket must not be shared out among threads.
+                let resolver = enrolled.pod.0 as usize % workers.len().max(1);
+                for (number, (worker, listeners)) in workers.iter().zip(enrolled.listeners).enumerate() {
                     let (pod, uid, open) = (enrolled.pod, enrolment.workload.clone(), open.clone());
-                    let _ = worker.commands.send(Command::AddPod { pod, uid, open, listeners });
+                    let capture = if number == resolver { capture.take() } else { None };
+                    let dns = enrolment.dns;
+                    let _ = worker.commands.send(Command::AddPod { pod, uid, open, listeners, dns, capture });
                 }
                 info!(uid, "enrolled");
                 let info = PodInfo {

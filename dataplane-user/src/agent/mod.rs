@@ -6,6 +6,7 @@
 mod answers;
 pub mod connect;
 mod deliver;
+pub mod dns;
 mod enrolment;
 pub mod gateways;
 pub mod headers;

@@ -22,6 +22,7 @@ use super::{
     worker::{self, Command, Shared},
 };
 use crate::{
+    dns::Reserved,
     identity::{CertificateStore, IdentityError, TrustBundle},
     observe::{access_log::AccessLog, admin, connections::Connections, counters::Counters, http, traffic::Traffic},
     redirect::{
@@ -170,6 +171,8 @@ impl Node {
             model: Arc::new(ModelStore::new(model)),
             credentials,
             original: redirector.original_dst(),
+            dns_servers: redirector.dns_servers()?,
+            reserved: Reserved::default(),
             log,
             connections: Arc::new(Connections::new(counters.clone(), traffic)),
             counters,

@@ -6,6 +6,7 @@ use tokio::net::TcpStream;
 
 use super::{
     connect::{self, Link, Neighbour, Source},
+    dns,
     policy::withdrawn,
     worker::{Pod, Worker, canonical},
 };
@@ -20,6 +21,8 @@ use crate::{
     tunnel::copy::{self, FirstBytes},
 };
 
+/// The port of name servers.
+const DNS_PORT: u16 = 53;
 /// Endpoints tried for one connection.
 const ATTEMPTS: usize = 3;
 
@@ -46,6 +49,9 @@ pub async fn serve(worker: Rc<Worker>, pod: Rc<Pod>, socket: TcpStream, client: 
     let found = match destination(&worker, &socket) {
         Ok(to) => {
             record.destination.address = Some(to);
+            if to.port() == DNS_PORT && pod.dns {
+                return resolve(&worker, &pod, socket, (client, to), record, started).await;
+            }
             // On the heap, so that what connecting takes is free again while bytes flow.
             Box::pin(open(&worker, &pod, client, to, &mut record)).await
         }
@@ -61,6 +67,21 @@ pub async fn serve(worker: Rc<Worker>, pod: Rc<Pod>, socket: TcpStream, client: 
         }
     };
     worker.shared.log.finish(record, error, started.elapsed());
+}
+
+/// Serves DNS over TCP. Only what could not be forwarded is logged.
+async fn resolve(
+    worker: &Rc<Worker>,
+    pod: &Rc<Pod>,
+    socket: TcpStream,
+    (client, to): (SocketAddr, SocketAddr),
+    mut record: Record,
+    started: Instant,
+) {
+    let connect = async || Box::pin(open(worker, pod, client, to, &mut record)).await;
+    if let Err(error) = dns::serve_tcp(worker, pod, socket, connect).await {
+        worker.shared.log.finish(record, Some(error), started.elapsed());
+    }
 }
 
 fn destination(worker: &Worker, socket: &TcpStream) -> Result<SocketAddr, ConnError> {

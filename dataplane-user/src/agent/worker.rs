@@ -1,7 +1,7 @@
 //! One worker: a core, a runtime, its listeners, its tunnel pools.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::HashMap,
     hash::{DefaultHasher, Hash, Hasher},
     io,
@@ -22,12 +22,13 @@ use tokio::{
 };
 use tracing::warn;
 
-use super::{gateways::Health, inbound, outbound, plaintext};
+use super::{dns, gateways::Health, inbound, outbound, plaintext};
 use crate::{
+    dns::Reserved,
     gateway::Gateway,
     identity::CertificateStore,
     observe::{access_log::AccessLog, connections::Connections, counters::Counters},
-    redirect::{OriginalDst, PodId, SocketChannel, SocketSource, WorkerListeners, pin_thread_to_cpu},
+    redirect::{DnsServers, OriginalDst, PodId, SocketChannel, SocketSource, WorkerListeners, pin_thread_to_cpu},
     state::{Model, ModelStore, Workload},
     tunnel::{
         inner::InnerPool,
@@ -49,6 +50,10 @@ pub struct Shared {
     pub credentials: Arc<CertificateStore>,
     /// Original destinations of accepted sockets.
     pub original: OriginalDst,
+    /// Name servers behind pods' DNS sockets.
+    pub dns_servers: DnsServers,
+    /// Addresses that stand for pods of other networks.
+    pub reserved: Reserved,
     /// The access log.
     pub log: AccessLog,
     /// Counters.
@@ -69,6 +74,10 @@ pub enum Command {
         open: Arc<AtomicUsize>,
         /// This worker's listeners inside the pod's namespace.
         listeners: WorkerListeners,
+        /// Whether its DNS is captured.
+        dns: bool,
+        /// What it takes to serve that over UDP, at one worker.
+        capture: Option<dns::Capture>,
     },
     /// Stop accepting connections of a pod; those that run go on.
     RemovePod {
@@ -92,6 +101,10 @@ pub struct Pod {
     pub open: Arc<AtomicUsize>,
     /// An opaque name for the pod towards peers of our own kind.
     pub endpoint: String,
+    /// Whether its DNS is captured.
+    pub dns: bool,
+    /// Its DNS questions in work at this worker.
+    pub questions: Cell<usize>,
 }
 
 /// A pod whose connections are accepted, and the tasks that do it.
@@ -237,16 +250,20 @@ async fn run(
 
 fn obey(worker: &Rc<Worker>, command: Command) {
     match command {
-        Command::AddPod { pod, uid, open, listeners } => {
+        Command::AddPod { pod, uid, open, listeners, dns, capture } => {
             let mut hasher = DefaultHasher::new();
             uid.hash(&mut hasher);
-            let pod = Rc::new(Pod { id: pod, uid, open, endpoint: format!("{:016x}", hasher.finish()) });
+            let endpoint = format!("{:016x}", hasher.finish());
+            let pod = Rc::new(Pod { id: pod, uid, open, endpoint, dns, questions: Cell::new(0) });
             let accept = [
                 listen(worker, &pod, listeners.outbound, outbound::serve),
                 listen(worker, &pod, listeners.plaintext, plaintext::serve),
                 listen(worker, &pod, listeners.hbone, inbound::serve),
             ];
-            let tasks = accept.into_iter().flatten().collect();
+            let mut tasks: Vec<AbortHandle> = accept.into_iter().flatten().collect();
+            if let Some(capture) = capture {
+                tasks.extend(dns::listen_udp(worker, &pod, capture));
+            }
             worker.pods.borrow_mut().insert(pod.id, Accepting { pod, tasks });
         }
         Command::RemovePod { pod } => {

@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use serde::Serialize;
 
+use super::dns::{DnsCounters, DnsReading};
+
 /// Counters of the engine; every worker adds to the same ones.
 #[derive(Debug, Default)]
 pub struct Counters {
@@ -31,6 +33,8 @@ pub struct Counters {
     pub inner_not_tls: AtomicU64,
     /// Failed connections, by leg in the order of [`crate::hbone::Leg::ALL`].
     pub failed: [AtomicU64; 7],
+    /// DNS.
+    pub dns: DnsCounters,
 }
 
 /// A reading of [`Counters`], for the admin socket.
@@ -48,6 +52,7 @@ pub struct Reading {
     log_dropped: u64,
     inner_not_tls: u64,
     failed: std::collections::BTreeMap<&'static str, u64>,
+    dns: DnsReading,
 }
 
 impl Counters {
@@ -94,6 +99,7 @@ impl Counters {
                 .zip(&self.failed)
                 .map(|(leg, count)| (leg.name(), count.load(Relaxed)))
                 .collect(),
+            dns: self.dns.read(),
         }
     }
 }

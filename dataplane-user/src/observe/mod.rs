@@ -4,6 +4,7 @@ pub mod access_log;
 pub mod admin;
 pub mod connections;
 pub mod counters;
+pub mod dns;
 pub mod dump;
 pub mod http;
 pub mod logging;

@@ -1,6 +1,6 @@
 //! Names and results of enrolment.
 
-use std::net::{IpAddr, TcpListener};
+use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::path::PathBuf;
 
 /// Number of an enrolled pod, unique while the daemon lives.
@@ -49,6 +49,8 @@ pub struct EnrolRequest {
     pub ips: Vec<IpAddr>,
     /// What happens to open connections.
     pub existing: Existing,
+    /// Whether its DNS queries go to the engine.
+    pub dns: bool,
 }
 
 /// An enrolled pod.
@@ -64,6 +66,10 @@ pub struct Enrolled {
     pub ips: Vec<IpAddr>,
     /// One set of listeners for each worker, in worker order.
     pub listeners: Vec<WorkerListeners>,
+    /// Sockets at the pod's own addresses on which the engine takes DNS queries, none if they are not captured; non-blocking.
+    /// Each stands for one name server, which [`DnsServers`](super::DnsServers) tells. Datagrams from addresses that are not
+    /// the pod's must be dropped.
+    pub dns: Vec<UdpSocket>,
 }
 
 /// Listeners of one worker inside one pod's namespace; non-blocking.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, SkStorage, SockHash};
-use causeway_ebpf::abi::{Addr, Config, Flow, ListenerKey, Pod, PortKey, Record};
+use causeway_ebpf::abi::{Addr, Config, DnsPod, EnginePort, Flow, ListenerKey, Pod, PortKey, Record, ServerKey};
 
 use super::error::LoadError;
 
@@ -17,6 +17,9 @@ pub(super) struct Plain<T>(pub(super) T);
 pub(super) trait Abi: Copy + 'static {}
 impl Abi for Config {}
 impl Abi for Pod {}
+impl Abi for DnsPod {}
+impl Abi for EnginePort {}
+impl Abi for ServerKey {}
 impl Abi for Flow {}
 impl Abi for ListenerKey {}
 impl Abi for PortKey {}
@@ -27,7 +30,7 @@ impl Abi for Record {}
 unsafe impl<T: Abi> aya::Pod for Plain<T> {}
 
 /// Maps that are pinned: they carry the state a next daemon adopts.
-pub(super) const PINNED: [&str; 12] = [
+pub(super) const PINNED: [&str; 15] = [
     "CONFIG",
     "PODS",
     "POD_BY_IP",
@@ -39,6 +42,9 @@ pub(super) const PINNED: [&str; 12] = [
     "FLOWS",
     "DIALLED",
     "ORIGINAL",
+    "DNS_PODS",
+    "DNS_PORTS",
+    "DNS_SERVERS",
     "COUNTERS",
 ];
 
@@ -52,6 +58,9 @@ pub(super) struct Maps {
     pub(super) excluded_cidrs: LpmTrie<MapData, Addr, u8>,
     pub(super) listeners: SockHash<MapData, Plain<ListenerKey>>,
     pub(super) records: HashMap<MapData, u64, Plain<Record>>,
+    pub(super) dns_pods: HashMap<MapData, u64, Plain<DnsPod>>,
+    pub(super) dns_ports: HashMap<MapData, Plain<ServerKey>, u16>,
+    pub(super) dns_servers: HashMap<MapData, Plain<EnginePort>, Addr>,
     pub(super) counters: PerCpuArray<MapData, u64>,
 }
 
@@ -74,6 +83,9 @@ impl Maps {
             excluded_cidrs: taken(object, "EXCLUDED_CIDRS")?,
             listeners: taken(object, "LISTENERS")?,
             records: taken(object, "RECORDS")?,
+            dns_pods: taken(object, "DNS_PODS")?,
+            dns_ports: taken(object, "DNS_PORTS")?,
+            dns_servers: taken(object, "DNS_SERVERS")?,
             counters: taken(object, "COUNTERS")?,
         };
         Ok((maps, taken(object, "ORIGINAL")?))

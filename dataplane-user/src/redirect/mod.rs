@@ -14,6 +14,7 @@ mod bpf;
 mod cgroup;
 mod config;
 mod connect;
+mod dns;
 mod enrol;
 mod error;
 pub mod helper;
@@ -33,6 +34,7 @@ mod uninstall;
 
 pub use config::{Exclusions, RedirectConfig};
 pub use connect::{connect_start, deliver, delivery_port};
+pub use dns::{DnsServers, is_own};
 pub use enrol::{Adopted, EnrolRequest, Enrolled, Existing, NetnsRef, PodId, WorkerListeners};
 pub use error::{EnrolError, LoadError};
 pub use original::OriginalDst;

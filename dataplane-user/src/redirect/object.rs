@@ -42,12 +42,16 @@ struct Hook {
 }
 
 /// Attached in this order: what records and shows destinations first, what rewrites last.
-const HOOKS: [Hook; 5] = [
+const HOOKS: [Hook; 9] = [
     Hook { program: "sockets", kind: AttachType::SockOps, at: At::Root, floor: "5.15" },
     Hook { program: "peername4", kind: AttachType::Peername4, at: At::Pods, floor: "5.8" },
     Hook { program: "peername6", kind: AttachType::Peername6, at: At::Pods, floor: "5.8" },
+    Hook { program: "dns_recv4", kind: AttachType::Recvmsg4, at: At::Pods, floor: "5.8" },
+    Hook { program: "dns_recv6", kind: AttachType::Recvmsg6, at: At::Pods, floor: "5.8" },
     Hook { program: "outbound4", kind: AttachType::Connect4, at: At::Pods, floor: "5.8" },
     Hook { program: "outbound6", kind: AttachType::Connect6, at: At::Pods, floor: "5.8" },
+    Hook { program: "dns_send4", kind: AttachType::Sendmsg4, at: At::Pods, floor: "5.8" },
+    Hook { program: "dns_send6", kind: AttachType::Sendmsg6, at: At::Pods, floor: "5.8" },
 ];
 
 /// The program that is attached to pods' namespaces.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::time::Duration;
@@ -61,10 +61,13 @@ impl Redirector {
         let opened = self.helper.control.open(id, self.config.workers, netns.fd.as_fd()).map_err(failed(uid))?;
         let ips = if request.ips.is_empty() { opened.addresses } else { request.ips.clone() };
         let mut pod = Pod { id, netns, ips, saved: opened.saved, captured: true };
-        if let Err(error) = self.capture(uid, &mut pod, &opened.listeners) {
-            self.undo(&pod);
-            return Err(error);
-        }
+        let dns = match self.capture(uid, &mut pod, &opened.listeners, request.dns) {
+            Ok(dns) => dns,
+            Err(error) => {
+                self.undo(&pod);
+                return Err(error);
+            }
+        };
         if request.existing == Existing::Close
             && let Err(error) = self.helper.control.close_existing(pod.netns.fd.as_fd())
         {
@@ -77,6 +80,7 @@ impl Redirector {
             netns_cookie: pod.netns.cookie,
             ips: pod.ips.clone(),
             listeners: opened.listeners,
+            dns,
         };
         self.pods.insert(uid.to_owned(), pod);
         Ok(enrolled)
@@ -92,7 +96,13 @@ impl Redirector {
     }
 
     /// Fills the maps for a pod whose listeners are open: everything that answers before what sends.
-    fn capture(&mut self, uid: &str, pod: &mut Pod, listeners: &[WorkerListeners]) -> Result<(), EnrolError> {
+    fn capture(
+        &mut self,
+        uid: &str,
+        pod: &mut Pod,
+        listeners: &[WorkerListeners],
+        dns: bool,
+    ) -> Result<Vec<UdpSocket>, EnrolError> {
         let step = |action: &str| {
             let (uid, action) = (uid.to_owned(), action.to_owned());
             move |source| EnrolError::Step { uid, action, source }
@@ -125,9 +135,13 @@ impl Redirector {
         object::attach_lookup(self.lookup.as_fd(), pod.netns.fd.as_fd(), pod.netns.inode, &pin)
             .map_err(step("attaching the socket lookup (needs Linux 5.9 and CAP_NET_ADMIN)"))?;
         let value = abi::Pod { v4: first_of(&pod.ips, IpAddr::is_ipv4), v6: first_of(&pod.ips, IpAddr::is_ipv6) };
+        let sockets = if dns { self.capture_dns(uid, cookie, pod.netns.fd.as_fd(), &value)? } else { Vec::new() };
+        if !dns {
+            self.uncapture_dns(cookie);
+        }
         self.maps.pods.insert(cookie, Plain(value), 0).map_err(in_map(uid, "PODS"))?;
         self.adopted.remove(&cookie);
-        Ok(())
+        Ok(sockets)
     }
 
     /// Two pods of a node never share an address; one that an earlier daemon knew under it is gone.
@@ -233,6 +247,7 @@ impl Redirector {
 
     /// Takes a pod out of the maps and its lookup away, in the order that never leaves a rewritten connection without listener.
     fn uncapture(&mut self, cookie: u64, ips: &[IpAddr]) -> io::Result<()> {
+        self.uncapture_dns(cookie);
         if self.maps.pods.remove(&cookie).is_ok() {
             std::thread::sleep(IN_FLIGHT);
         }
@@ -277,12 +292,12 @@ fn first_of(ips: &[IpAddr], family: impl Fn(&IpAddr) -> bool) -> abi::Addr {
     ips.iter().map(IpAddr::to_canonical).find(|ip| family(ip)).map_or([0; 4], words)
 }
 
-fn failed(uid: &str) -> impl Fn(StepError) -> EnrolError {
+pub(super) fn failed(uid: &str) -> impl Fn(StepError) -> EnrolError {
     let uid = uid.to_owned();
     move |error| EnrolError::Step { uid: uid.clone(), action: error.action, source: error.source }
 }
 
-fn in_map(uid: &str, map: &'static str) -> impl Fn(MapError) -> EnrolError {
+pub(super) fn in_map(uid: &str, map: &'static str) -> impl Fn(MapError) -> EnrolError {
     let uid = uid.to_owned();
     move |error| {
         let source = match error {

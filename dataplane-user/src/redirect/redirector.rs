@@ -192,6 +192,14 @@ impl Redirector {
         self.original.clone()
     }
 
+    /// Tells which name server a DNS socket stands for.
+    ///
+    /// # Errors
+    /// [`LoadError::Map`] if the pinned map cannot be opened.
+    pub fn dns_servers(&self) -> Result<super::DnsServers, LoadError> {
+        super::DnsServers::open(&self.pins.map("DNS_SERVERS"))
+    }
+
     /// The channels to the helper, one for each worker; empty on a second call.
     pub fn take_channels(&mut self) -> Vec<super::SocketChannel> {
         self.helper.take_channels()

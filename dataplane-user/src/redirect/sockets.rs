@@ -26,6 +26,19 @@ pub enum SocketKind {
     Upstream = 0,
     /// To the application of the same pod, with the client's address as source.
     Delivery = 1,
+    /// A datagram to a name server.
+    Datagram = 2,
+}
+
+impl SocketKind {
+    /// The kind that travels as this number.
+    pub(super) fn from_number(number: u8) -> Self {
+        match number {
+            0 => Self::Upstream,
+            2 => Self::Datagram,
+            _ => Self::Delivery,
+        }
+    }
 }
 
 /// Address family of a socket.
@@ -157,7 +170,7 @@ impl SocketSource {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "unexpected answer of the netns helper"));
         }
         let pod = PodId(fields.u32()?);
-        let kind = if fields.u8()? == SocketKind::Upstream as u8 { SocketKind::Upstream } else { SocketKind::Delivery };
+        let kind = SocketKind::from_number(fields.u8()?);
         let family = if fields.u8()? == Family::V4 as u8 { Family::V4 } else { Family::V6 };
         let error = fields.i32()?;
         // Without an entry the pod was released meanwhile: the sockets are closed here.

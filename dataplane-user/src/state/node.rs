@@ -48,6 +48,8 @@ pub struct Enrolment {
     pub cgroup: Option<PathBuf>,
     /// Connections open at that time.
     pub existing: ExistingConnections,
+    /// Whether its DNS queries are captured.
+    pub dns: bool,
 }
 
 /// Further entry points of another network.
@@ -163,6 +165,8 @@ pub struct NodeConfig {
     pub cluster: Arc<str>,
     /// Own network.
     pub network: Arc<str>,
+    /// Domain of the cluster's service names, normalised.
+    pub cluster_domain: Arc<str>,
     /// Certificates and the own trust domain.
     pub identity: StoreConfig,
     /// Workloads to bring under redirection.

@@ -8,6 +8,9 @@ use std::time::Instant;
 /// The service that is called.
 pub const SERVICE: &str = "default/web";
 
+/// The name it is called by.
+pub const NAME: &str = "web.shop.mesh.internal";
+
 /// The service for the throughput step: one pod, on the node that is not the gateway.
 pub const IPERF: &str = "default/iperf";
 
@@ -68,6 +71,7 @@ impl Stage {
         let web_b = topology.pod_as(other_node, "default/web-b", "web")?;
         let web = [web_a, web_b];
         topology.service(SERVICE, &[(80, 8080)], &[&web[0], &web[1]]);
+        topology.set_hostname(SERVICE, NAME);
         // iperf3 opens two connections that must reach the same server.
         topology.service(IPERF, &[(5201, 5201)], &[&web[1]]);
         let mut servers = Vec::new();

@@ -1,10 +1,10 @@
 //! What the demo shows, one function per step. Each fails if what it says does not hold.
 
 use super::report::Report;
-use super::stage::{IPERF, SERVICE, Stage};
+use super::stage::{IPERF, NAME, SERVICE, Stage};
 use crate::daemon::field;
 use crate::topology::{NodeId, gateway_identity};
-use crate::{Capture, Error, Pod, Result, context};
+use crate::{Capture, Error, Pod, Result, context, resolver};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -29,13 +29,16 @@ pub fn all(stage: &mut Stage, report: &mut Report) -> Result<()> {
     netfilter(stage, report)
 }
 
+/// Where the applications believe their name server to be. Nobody is there: the names are the mesh's.
+const NAME_SERVER: &str = "10.96.0.10";
+
 fn call(pod: &Pod, url: &str) -> Result<String> {
-    pod.run_ok(&["curl", "--silent", "--show-error", "--max-time", "10", url])
+    resolver::run_ok(pod, &[NAME_SERVER], &["curl", "--ipv4", "--silent", "--show-error", "--max-time", "10", url])
 }
 
 fn curl(stage: &Stage, report: &mut Report) -> Result<()> {
-    let url = format!("http://{}/", stage.topology.vip(stage.clusters[0], SERVICE));
-    report.step("curl", &format!("In cluster1, an ordinary curl to the service address: {url}"));
+    let url = format!("http://{NAME}/");
+    report.step("curl", &format!("In cluster1, an ordinary curl to the name of the service: {url}"));
     report.say(&format!("Its only endpoints are two pods in cluster2, in {} like the client.", stage.pod_range()));
     let mut answers: BTreeMap<String, usize> = BTreeMap::new();
     for _ in 0..CALLS {
@@ -89,7 +92,7 @@ fn identities(stage: &Stage, report: &mut Report) -> Result<()> {
 
 fn client_address(stage: &Stage, report: &mut Report) -> Result<()> {
     report.step("client_address", "Which client address the application sees");
-    let url = format!("http://{}/", stage.topology.vip(stage.clusters[1], SERVICE));
+    let url = format!("http://{NAME}/");
     let inside = address_in(&call(&stage.neighbour, &url)?)?;
     let own = stage.neighbour.data().ip4.to_string();
     report.say(&format!("From client2 in the same cluster: {inside} (its own address)."));
@@ -97,7 +100,6 @@ fn client_address(stage: &Stage, report: &mut Report) -> Result<()> {
     if inside != own {
         return Err(format!("within the cluster nginx saw {inside} instead of {own}").into());
     }
-    let url = format!("http://{}/", stage.topology.vip(stage.clusters[0], SERVICE));
     let across = address_in(&call(&stage.client, &url)?)?;
     let gateway = stage.gateway_ip().to_string();
     report.say(&format!("From client in the other cluster: {across} (the gateway's: pod ranges overlap)."));
@@ -126,19 +128,10 @@ fn payload(stage: &Stage, report: &mut Report, capture: Capture) -> Result<()> {
     let file = stage.topology.scratch().join("payload");
     let text = MARKER.repeat((8 << 20) / MARKER.len());
     std::fs::write(&file, text).map_err(context(file.display()))?;
-    let url = format!("http://{}/", stage.topology.vip(stage.clusters[0], SERVICE));
+    let url = format!("http://{NAME}/");
     let from = format!("@{}", file.display());
-    stage.client.run_ok(&[
-        "curl",
-        "--silent",
-        "--max-time",
-        "20",
-        "--header",
-        "Expect:",
-        "--data-binary",
-        &from,
-        &url,
-    ])?;
+    let line = ["curl", "--ipv4", "--silent", "--max-time", "20", "--header", "Expect:", "--data-binary", &from, &url];
+    resolver::run_ok(&stage.client, &[NAME_SERVER], &line)?;
     // The answers of the earlier calls are payload as well.
     let seen = capture.finish(&[MARKER.as_bytes(), b"pod=default/web", b"GET / HTTP", b"POST / HTTP"])?;
     let hbone = seen.port(15008);

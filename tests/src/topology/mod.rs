@@ -86,6 +86,10 @@ struct Service {
     /// Indexes of pods.
     endpoints: Vec<usize>,
     exported: bool,
+    /// Instead of the one a cluster gives it.
+    hostname: Option<String>,
+    /// Without addresses of its own.
+    headless: bool,
 }
 
 /// A pod: a handle that is cheap to copy. Programs run in it through its [`Place`].
@@ -236,13 +240,28 @@ impl Topology {
 
     fn add_service(&mut self, name: &str, ports: &[(u16, u16)], endpoints: &[&Pod], exported: bool) {
         let endpoints = endpoints.iter().map(|pod| pod.0.index).collect();
-        self.services.push(Service { name: name.to_owned(), ports: ports.to_vec(), endpoints, exported });
+        let (name, ports) = (name.to_owned(), ports.to_vec());
+        self.services.push(Service { name, ports, endpoints, exported, hostname: None, headless: false });
     }
 
     /// Changes the pods behind a service; [`Topology::publish`] makes the daemons see it.
     pub fn set_endpoints(&mut self, name: &str, endpoints: &[&Pod]) {
         if let Some(service) = self.services.iter_mut().find(|service| service.name == name) {
             service.endpoints = endpoints.iter().map(|pod| pod.0.index).collect();
+        }
+    }
+
+    /// Gives a service another host name.
+    pub fn set_hostname(&mut self, name: &str, hostname: &str) {
+        if let Some(service) = self.services.iter_mut().find(|service| service.name == name) {
+            service.hostname = Some(hostname.to_owned());
+        }
+    }
+
+    /// Takes the addresses of a service away: its name means its pods.
+    pub fn set_headless(&mut self, name: &str) {
+        if let Some(service) = self.services.iter_mut().find(|service| service.name == name) {
+            service.headless = true;
         }
     }
 

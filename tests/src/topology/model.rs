@@ -204,6 +204,7 @@ impl Topology {
             .clusters
             .iter()
             .enumerate()
+            .filter(|_| !service.headless)
             .flat_map(|(c, cluster)| {
                 let network = &cluster.network;
                 [
@@ -221,7 +222,7 @@ impl Topology {
         Some(json!({
             "name": name,
             "namespace": namespace,
-            "hostname": format!("{name}.{namespace}.svc.cluster.local"),
+            "hostname": service.hostname(),
             "vips": vips,
             "ports": ports(service),
             "subjectAltNames": identities,
@@ -263,8 +264,13 @@ impl Topology {
 impl Service {
     /// How the model refers to it: `namespace/hostname`.
     fn key(&self) -> String {
+        let (namespace, _) = self.name.split_once('/').unwrap_or(("default", &self.name));
+        format!("{namespace}/{}", self.hostname())
+    }
+
+    fn hostname(&self) -> String {
         let (namespace, name) = self.name.split_once('/').unwrap_or(("default", &self.name));
-        format!("{namespace}/{name}.{namespace}.svc.cluster.local")
+        self.hostname.clone().unwrap_or_else(|| format!("{name}.{namespace}.svc.cluster.local"))
     }
 }
 

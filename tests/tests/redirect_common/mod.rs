@@ -233,6 +233,7 @@ pub fn request(netns: String, uid: &str) -> EnrolRequest {
         cgroup: None,
         ips: Vec::new(),
         existing: Existing::Keep,
+        dns: true,
     }
 }
 

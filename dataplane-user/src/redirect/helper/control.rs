@@ -1,7 +1,7 @@
 //! The daemon's side of the control channel.
 
 use std::io;
-use std::net::{IpAddr, TcpListener};
+use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use super::podnet::{Saved, StepError};
@@ -85,6 +85,25 @@ impl Control {
     pub(in crate::redirect) fn close_existing(&self, netns: BorrowedFd<'_>) -> Result<(), StepError> {
         Packet::new(tag::CLOSE_EXISTING).send(self.channel.as_fd(), &[netns]).map_err(talking)?;
         self.done()
+    }
+
+    /// Opens DNS sockets at an address of a namespace, one for each port, bound to it where it is free.
+    pub(in crate::redirect) fn dns_sockets(
+        &self,
+        address: IpAddr,
+        ports: &[u16],
+        netns: BorrowedFd<'_>,
+    ) -> Result<Vec<UdpSocket>, StepError> {
+        let mut request = Packet::new(tag::DNS).address(address);
+        for port in ports {
+            request = request.u32(u32::from(*port));
+        }
+        request.send(self.channel.as_fd(), &[netns]).map_err(talking)?;
+        let answer = self.answer()?;
+        if answer.bytes.first() != Some(&tag::DNS_SOCKETS) || answer.fds.len() != ports.len() {
+            return Err(unexpected());
+        }
+        Ok(answer.fds.into_iter().map(UdpSocket::from).collect())
     }
 
     /// Stops sockets for a pod.

@@ -5,9 +5,12 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use causeway_ebpf::abi::{DELIVERY_MARK, HBONE_PORT, MARK_MASK, OUTBOUND_PORT, PLAINTEXT_PORT, UPSTREAM_MARK};
+use causeway_ebpf::abi::{
+    DELIVERY_MARK, DNS_SERVERS, HBONE_PORT, MARK_MASK, OUTBOUND_PORT, PLAINTEXT_PORT, UPSTREAM_MARK,
+};
 
 use super::netlink::{Family, Netlink};
+use super::wire::Reader;
 use crate::redirect::sockets::{Family as SocketFamily, SocketKind};
 use crate::redirect::system::{check, set_option, socket};
 
@@ -201,12 +204,41 @@ fn steer_by_cpu(listener: BorrowedFd<'_>, workers: u32) -> io::Result<()> {
     set_option(listener, libc::SOL_SOCKET, libc::SO_ATTACH_REUSEPORT_CBPF, &program)
 }
 
+/// DNS sockets in the current namespace at the address and, where they are free, the ports of a request.
+pub(super) fn dns_sockets(request: &mut Reader<'_>) -> Result<Vec<OwnedFd>, StepError> {
+    let missing = || io::Error::new(io::ErrorKind::InvalidData, "request without address");
+    let address = step("reading a request", request.address().and_then(|address| address.ok_or_else(missing)))?;
+    let mut sockets = Vec::with_capacity(DNS_SERVERS);
+    while let Ok(port) = request.u32() {
+        let port = u16::try_from(port).unwrap_or(0);
+        let socket = dns_socket(address, port).or_else(|error| match error.kind() {
+            io::ErrorKind::AddrInUse => dns_socket(address, 0),
+            _ => Err(error),
+        });
+        sockets.push(step(format!("opening a DNS socket at {address}"), socket)?);
+    }
+    Ok(sockets)
+}
+
+fn dns_socket(address: IpAddr, port: u16) -> io::Result<OwnedFd> {
+    let socket = std::net::UdpSocket::bind((address, port))?;
+    socket.set_nonblocking(true)?;
+    set_option(socket.as_fd(), libc::SOL_SOCKET, libc::SO_MARK, &UPSTREAM_MARK)?;
+    Ok(socket.into())
+}
+
 /// A socket in the current namespace, ready to be connected by a worker.
 pub(super) fn outgoing(kind: SocketKind, family: SocketFamily) -> io::Result<OwnedFd> {
     let domain = if family == SocketFamily::V4 { libc::AF_INET } else { libc::AF_INET6 };
+    if kind == SocketKind::Datagram {
+        let fd = socket(domain, libc::SOCK_DGRAM | libc::SOCK_NONBLOCK, libc::IPPROTO_UDP)?;
+        set_option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_MARK, &UPSTREAM_MARK)?;
+        return Ok(fd);
+    }
     let fd = socket(domain, libc::SOCK_STREAM | libc::SOCK_NONBLOCK, libc::IPPROTO_TCP)?;
     set_option(fd.as_fd(), libc::IPPROTO_TCP, libc::TCP_NODELAY, &1i32)?;
     match kind {
+        SocketKind::Datagram => {}
         SocketKind::Upstream => set_option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_MARK, &UPSTREAM_MARK)?,
         SocketKind::Delivery => {
             set_option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_MARK, &DELIVERY_MARK)?;

@@ -87,6 +87,16 @@ pub fn serve(fd: RawFd) -> io::Result<()> {
                     Err(error) => answer_failed(channel.as_fd(), &error)?,
                 }
             }
+            tag::DNS => {
+                let netns = fds.next().ok_or_else(missing_descriptor)?;
+                match inside(netns.as_fd(), home.as_fd(), || podnet::dns_sockets(&mut fields)) {
+                    Ok(sockets) => {
+                        let sockets: Vec<BorrowedFd<'_>> = sockets.iter().map(AsFd::as_fd).collect();
+                        Packet::new(tag::DNS_SOCKETS).send(channel.as_fd(), &sockets)?;
+                    }
+                    Err(error) => answer_failed(channel.as_fd(), &error)?,
+                }
+            }
             tag::CLOSE_EXISTING => {
                 let netns = fds.next().ok_or_else(missing_descriptor)?;
                 match inside(netns.as_fd(), home.as_fd(), diag::close_existing) {
@@ -132,10 +142,7 @@ fn answer_opened(channel: BorrowedFd<'_>, opened: Opened) -> io::Result<()> {
     let mut packet = Packet::new(tag::OPENED).i32(opened.saved.fwmark_accept).i32(opened.saved.somaxconn);
     // A packet has room for some 240 IPv6 addresses; a pod with more is not one we know how to enrol.
     for address in opened.addresses.iter().take(200) {
-        packet = match address {
-            std::net::IpAddr::V4(v4) => packet.u8(4).bytes(&v4.octets()),
-            std::net::IpAddr::V6(v6) => packet.u8(16).bytes(&v6.octets()),
-        };
+        packet = packet.address(*address);
     }
     packet.send(channel, &[])
 }
@@ -163,7 +170,7 @@ fn serve_request(channel: BorrowedFd<'_>, request: &[u8], pods: &Pods, home: &Ow
     }
     let pod = fields.u32()?;
     let (kind, family, count) = (fields.u8()?, fields.u8()?, usize::from(fields.u8()?));
-    let wanted_kind = if kind == SocketKind::Upstream as u8 { SocketKind::Upstream } else { SocketKind::Delivery };
+    let wanted_kind = SocketKind::from_number(kind);
     let wanted_family = if family == Family::V4 as u8 { Family::V4 } else { Family::V6 };
     let (sockets, error) = match pods.get(pod) {
         None => (Vec::new(), libc::ENOENT),

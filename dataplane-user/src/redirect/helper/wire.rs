@@ -27,6 +27,11 @@ pub(crate) mod tag {
     pub const FORGET: u8 = 6;
     /// Daemon to helper: the namespace as descriptor; reset the connections that are open past the engine.
     pub const CLOSE_EXISTING: u8 = 11;
+    /// Daemon to helper: an address, then ports as numbers; the namespace as descriptor. Asks for one DNS socket for each port,
+    /// bound to it where it is free.
+    pub const DNS: u8 = 12;
+    /// Helper to daemon: DNS sockets as descriptors.
+    pub const DNS_SOCKETS: u8 = 13;
     /// Helper to daemon: done.
     pub const DONE: u8 = 7;
     /// Helper to daemon: errno, then what was tried as text.
@@ -68,6 +73,13 @@ impl Packet {
         let room = PACKET_LENGTH.saturating_sub(self.bytes.len());
         self.bytes.extend(value.iter().take(room));
         self
+    }
+    /// Appends an address: its length of 4 or 16, then that many bytes.
+    pub fn address(self, address: std::net::IpAddr) -> Self {
+        match address {
+            std::net::IpAddr::V4(v4) => self.u8(4).bytes(&v4.octets()),
+            std::net::IpAddr::V6(v6) => self.u8(16).bytes(&v6.octets()),
+        }
     }
     /// Sends the packet with descriptors beside it.
     pub fn send(&self, channel: BorrowedFd<'_>, fds: &[BorrowedFd<'_>]) -> io::Result<()> {

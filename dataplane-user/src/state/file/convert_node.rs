@@ -9,7 +9,7 @@ use super::{Problems, raw_node as raw};
 use crate::identity::{CertificateFiles, CertificateSource, SpiffeId, StoreConfig};
 use crate::state::{
     Enrolment, Exclusions, ExistingConnections, Exports, GatewayEntry, GatewayRole, NetworkTrust, NodeConfig,
-    PlaintextToMesh, SourceMatch, TrustedDomain,
+    PlaintextToMesh, SourceMatch, TrustedDomain, normal_host,
 };
 
 /// Life of leaf certificates without a setting, as in Istio.
@@ -32,6 +32,10 @@ pub(super) fn node(raw: &raw::Node, base: &Path, problems: &mut Problems) -> Opt
         node: required(&raw.node, &place.key("node"), problems),
         cluster: raw.cluster.as_str().into(),
         network: raw.network.as_str().into(),
+        cluster_domain: match raw.cluster_domain.as_str() {
+            "" => "cluster.local".into(),
+            name => normal_host(name).into(),
+        },
         identity: identity?,
         enrol: enrolments(&raw.enrol, base, &place.key("enrol"), problems),
         gateways: gateways(&raw.gateways, &place.key("gateways"), problems),
@@ -151,6 +155,7 @@ fn enrolments(raw: &[raw::Enrolment], base: &Path, place: &Place, problems: &mut
                     raw::Existing::Keep => ExistingConnections::Keep,
                     raw::Existing::Close => ExistingConnections::Close,
                 },
+                dns: entry.dns,
             }
         })
         .collect()

@@ -18,6 +18,9 @@ pub(super) struct Node {
     /// Own trust domain; without it, cluster.local.
     #[serde(default)]
     pub(super) trust_domain: String,
+    /// Domain of the cluster's service names; without it, cluster.local.
+    #[serde(default)]
+    pub(super) cluster_domain: String,
     /// Where certificates come from.
     pub(super) identity: Identity,
     /// Workloads of this node to bring under redirection.
@@ -94,6 +97,13 @@ pub(super) struct Enrolment {
     /// Whether connections that are open at that time live on.
     #[serde(default)]
     pub(super) existing: Existing,
+    /// Whether its DNS queries are captured; without it, they are.
+    #[serde(default = "yes")]
+    pub(super) dns: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

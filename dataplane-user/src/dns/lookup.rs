@@ -1,0 +1,123 @@
+//! Who is behind a name, as one client sees the mesh.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::names::{candidates, is_below, wildcards};
+use crate::state::{Model, Service, Workload};
+
+/// Whom a name means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// A service: its virtual addresses, or its endpoints' if it has none.
+    Service(Arc<Service>),
+    /// One pod of a service without virtual addresses, in the client's network; not ready if it is absent here.
+    Pod(Option<Arc<Workload>>),
+    /// A pod that such a service may have in other networks.
+    RemotePod {
+        /// The service.
+        service: Arc<Service>,
+        /// Name of the pod.
+        pod: String,
+        /// Networks that have endpoints of the service.
+        networks: Vec<Arc<str>>,
+    },
+}
+
+/// What a name was found to mean.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Whom.
+    pub target: Target,
+    /// The name it was found by: that of the question, or one it stands for.
+    pub name: String,
+    /// The name it was found by came from removing a search domain.
+    pub stripped: bool,
+    /// It was found by a wildcard.
+    pub wildcard: bool,
+}
+
+/// Finds whom `asked` (in lower case, no trailing dot) means to `client`. `None` means that the name is not the mesh's, or not
+/// for this client to see.
+#[must_use]
+pub fn find(model: &Model, client: &Workload, asked: &str) -> Option<Found> {
+    let domain = &*model.node.cluster_domain;
+    for candidate in candidates(asked, &client.namespace, domain) {
+        let found = |target, wildcard| {
+            Some(Found { target, name: candidate.name.clone(), stripped: candidate.stripped, wildcard })
+        };
+        if let Some(service) = service(model, client, &candidate.name) {
+            return found(Target::Service(service), false);
+        }
+        if let Some(target) = pod(model, client, &candidate.name) {
+            return found(target, false);
+        }
+        for name in wildcards(&candidate.name) {
+            if let Some(service) = service(model, client, &name) {
+                return found(Target::Service(service), true);
+            }
+        }
+    }
+    None
+}
+
+/// The service of a host name. One without virtual addresses counts under the cluster's service domain only: elsewhere its
+/// endpoints' addresses are better known to whoever runs that name.
+fn service(model: &Model, client: &Workload, name: &str) -> Option<Arc<Service>> {
+    let service = model.service_by_host(name, &client.namespace)?;
+    let counts = !service.vips.is_empty() || is_service_name(model, name);
+    counts.then(|| service.clone())
+}
+
+fn is_service_name(model: &Model, name: &str) -> bool {
+    is_below(name, &format!("svc.{}", model.node.cluster_domain))
+}
+
+/// The pod of `<pod>.<service>`, if that service is headless.
+fn pod(model: &Model, client: &Workload, name: &str) -> Option<Target> {
+    let (pod, host) = name.split_once('.')?;
+    if !is_service_name(model, host) {
+        return None;
+    }
+    let service = model.service_by_host(host, &client.namespace).filter(|service| service.vips.is_empty())?;
+    let endpoints = model.endpoints(service);
+    let here = |workload: &&Arc<Workload>| workload.network == client.network;
+    let local = endpoints.iter().map(|endpoint| &endpoint.workload).filter(here).find(|found| *found.name == *pod);
+    if let Some(workload) = local {
+        return Some(Target::Pod(Some(workload.clone())));
+    }
+    // A pod that is here and not ready still owns its name: another network's must not stand in for it.
+    let uid = format!("{}//Pod/{}/{pod}", model.node.cluster, service.namespace);
+    if model.workload(&uid).is_some_and(|known| known.services.contains_key(&service.key)) {
+        return Some(Target::Pod(None));
+    }
+    let mut networks: Vec<Arc<str>> = endpoints
+        .iter()
+        .map(|endpoint| &endpoint.workload)
+        .filter(|workload| workload.is_split_horizon() && workload.network != client.network)
+        .map(|workload| workload.network.clone())
+        .collect();
+    networks.sort();
+    networks.dedup();
+    (!networks.is_empty()).then(|| Target::RemotePod { service: service.clone(), pod: pod.to_owned(), networks })
+}
+
+/// Addresses of a service for a client: its virtual addresses in the client's network, or one of each endpoint there.
+#[must_use]
+pub fn service_addresses(model: &Model, client: &Workload, service: &Service, v4: bool) -> Vec<IpAddr> {
+    let fits = |ip: &IpAddr| ip.is_ipv4() == v4 && service.ip_families.accepts(*ip);
+    if !service.vips.is_empty() {
+        let here = service.vips.iter().filter(|vip| vip.network == client.network);
+        return here.map(|vip| vip.ip).filter(fits).collect();
+    }
+    let here = model.endpoints(service).iter().filter(|endpoint| endpoint.workload.network == client.network);
+    here.filter_map(|endpoint| endpoint.workload.ips.iter().copied().find(fits)).collect()
+}
+
+/// The name behind an address in the client's network: that of the service with this virtual address.
+#[must_use]
+pub fn name_of_address(model: &Model, client: &Workload, ip: IpAddr) -> Option<Arc<str>> {
+    let service = model.service_with_vip(&client.network, ip)?;
+    let nameable = service.visible_to(&client.namespace) && !service.hostname.starts_with('*');
+    nameable.then(|| service.hostname.clone())
+}
