@@ -119,3 +119,30 @@ fn excluded_ports_and_ranges_are_left_alone() {
     stage.curl(&stage.neighbour, format!("{}:8080", stage.web[0].data().ip4)).unwrap();
     assert!(outbound() > before, "other ports are");
 }
+
+#[test]
+fn a_pod_made_anew_under_its_old_uid_is_enrolled_in_its_new_namespace() {
+    testkit::needs_root!();
+    let stage = TwoClusters::start("anew").unwrap();
+    let (node, vip) = (stage.client_node, stage.vip("default/web"));
+    stage.curl(&stage.client, vip).unwrap();
+    let mut model = stage.topology.model(node).unwrap();
+    let uid = &stage.client.data().uid;
+    let list = model.pointer_mut("/causeway/enrol").and_then(Value::as_array_mut).unwrap();
+    let entry = list.iter_mut().find(|entry| entry["workload"] == uid.as_str()).unwrap();
+    entry["netns"] = json!(stage.outsider.place().netns);
+    stage.topology.write_model(node, &model).unwrap();
+    let place = || {
+        let status = stage.topology.daemon(node).status().unwrap();
+        let pods = status["pods"].as_array().unwrap();
+        let pod = pods.iter().find(|pod| pod["uid"] == uid.as_str()).unwrap();
+        (pod["state"].clone(), pod["netns"].as_str().unwrap_or_default().to_owned())
+    };
+    let there = || {
+        let (state, netns) = place();
+        state == "Enrolled" && netns.ends_with(&stage.outsider.place().netns)
+    };
+    process::until(PATIENCE, there).expect("the new namespace is enrolled");
+    let old = stage.client.run(&["curl", "--silent", "--max-time", "2", &format!("http://{vip}/")]).unwrap();
+    assert!(!old.status.success(), "the old namespace is still enrolled: {}", old.stdout);
+}

@@ -76,7 +76,14 @@ impl Enrolments {
     /// Releases pods that are not wanted, enrols those that are, forgets what an earlier daemon left of others.
     pub(super) fn apply(&mut self, wanted: &[Enrolment], workers: &[worker::Handle]) {
         let is_wanted = |uid: &str| wanted.iter().any(|enrolment| *enrolment.workload == *uid);
-        let gone: Vec<String> = self.report().enrolled.keys().filter(|uid| !is_wanted(uid)).cloned().collect();
+        // A pod made anew under its old uid has another namespace: the old one is released first.
+        let stands = |uid: &str, pod: &PodInfo| {
+            wanted.iter().any(|enrolment| *enrolment.workload == *uid && netns(enrolment).path() == pod.netns)
+        };
+        let enrolled = |report: &Report| -> Vec<String> {
+            report.enrolled.iter().filter(|(uid, pod)| !stands(uid, pod)).map(|(uid, _)| uid.clone()).collect()
+        };
+        let gone = enrolled(&self.report());
         for uid in gone {
             self.release(&uid);
         }
@@ -112,10 +119,7 @@ impl Enrolments {
 
     /// Enrols one pod. One that cannot be enrolled is reported and does not keep the others out.
     fn enrol(&mut self, uid: String, enrolment: &Enrolment, workers: &[worker::Handle]) {
-        let netns = match enrolment.netns.to_str() {
-            Some(name) if !name.contains('/') => NetnsRef::Name(name.to_owned()),
-            _ => NetnsRef::Path(enrolment.netns.clone()),
-        };
+        let netns = netns(enrolment);
         let request = EnrolRequest {
             uid: uid.clone(),
             netns: netns.clone(),
@@ -197,5 +201,13 @@ impl Enrolments {
             info!(uid, "released");
         }
         !idle.is_empty()
+    }
+}
+
+/// The namespace an enrolment names: a name of `ip netns`, or a path.
+fn netns(enrolment: &Enrolment) -> NetnsRef {
+    match enrolment.netns.to_str() {
+        Some(name) if !name.contains('/') => NetnsRef::Name(name.to_owned()),
+        _ => NetnsRef::Path(enrolment.netns.clone()),
     }
 }
