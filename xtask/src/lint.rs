@@ -17,10 +17,11 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("state", &["identity"]),
     ("decide", &["state", "identity", "hbone"]),
     ("dns", &["state"]),
+    ("istio", &["state", "identity"]),
     ("tunnel", &["hbone", "identity"]),
     ("observe", &["hbone", "state", "identity", "tunnel"]),
     ("gateway", &["decide", "tunnel", "redirect", "state", "identity", "hbone", "observe"]),
-    ("agent", &["dns", "decide", "tunnel", "redirect", "state", "identity", "hbone", "gateway", "observe"]),
+    ("agent", &["dns", "istio", "decide", "tunnel", "redirect", "state", "identity", "hbone", "gateway", "observe"]),
     ("ctl", &["state", "observe", "identity", "redirect"]),
 ];
 

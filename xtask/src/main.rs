@@ -63,6 +63,9 @@ enum Command {
         /// Also write the results to this JSON file
         #[arg(long)]
         json: Option<std::path::PathBuf>,
+        /// Instead: memory and speed of a mesh model of 100,000 workloads and 10,000 services
+        #[arg(long)]
+        scale: bool,
     },
     /// Say what the running kernel supports, feature by feature
     Probe,
@@ -97,7 +100,12 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Test { tier, kernels, filter } => {
             return tiers::run(tier, &kernels, filter.as_deref());
         }
-        Command::Bench { rounds, json } => {
+        Command::Bench { scale: true, rounds, .. } => {
+            sh::step("building the benchmark");
+            sh::cargo(&["build", "--release", "--workspace", "--bins"])?;
+            return program("causeway-scale", &["--rounds", &rounds.to_string()]);
+        }
+        Command::Bench { rounds, json, .. } => {
             let mut args = vec!["--rounds".to_owned(), rounds.to_string()];
             if let Some(path) = json {
                 args.extend(["--json".to_owned(), path.display().to_string()]);

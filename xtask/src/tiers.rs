@@ -1,6 +1,7 @@
 //! `cargo xtask test`: the tiers, what each needs, and the closing line with the sums.
 //!
-//! A suite belongs to the tier its file name begins with: `tests/tests/<tier>_<topic>.rs` (`redirect_*` count as `netns`).
+//! A suite belongs to the tier its file name begins with: `tests/tests/<tier>_<topic>.rs` (`redirect_*` and `scripted_*` count
+//! as `netns`).
 
 use crate::{Result, ebpf, envoy, kernels, packages, paths, setup, sh};
 use clap::ValueEnum;
@@ -123,7 +124,7 @@ fn suites() -> Result<Vec<(Tier, String)>> {
     let mut suites = Vec::new();
     for name in stems(&folder) {
         let tier = match name.split('_').next() {
-            Some("netns" | "redirect") => Tier::Netns,
+            Some("netns" | "redirect" | "scripted") => Tier::Netns,
             Some("interop") => Tier::Interop,
             _ => return Err(format!("{}/{name}.rs: a suite is named <tier>_<topic>.rs", folder.display())),
         };

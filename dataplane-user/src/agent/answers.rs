@@ -11,7 +11,7 @@ use prometheus_client::{encoding::text::encode, registry::Registry};
 use serde_json::{Map, Value, json};
 use tokio::sync::Notify;
 
-use super::{enrolment::Report, worker::Shared};
+use super::{control_plane, enrolment::Report, worker::Shared};
 use crate::observe::{admin::Topic, dump, http::Source};
 
 /// Everything a question can be answered from.
@@ -69,8 +69,20 @@ impl Answers {
         let mut listed: Vec<Value> = pods.enrolled.iter().map(|(uid, pod)| list(uid, "Enrolled", json!(pod))).collect();
         listed.extend(pods.releasing.iter().map(|(uid, pod)| list(uid, "Releasing", json!(pod))));
         listed.extend(pods.failed.iter().map(|(uid, why)| list(uid, "Failed", json!({ "error": why }))));
+        let model = self.shared.model.load();
+        let waiting = model.node.enrol.iter().map(|enrolment| &enrolment.workload);
+        let waiting: Vec<&str> = waiting.filter(|uid| model.workload(uid).is_none()).map(|uid| &**uid).collect();
         json!({
-            "ready": pods.failed.is_empty(),
+            "ready": pods.failed.is_empty() && model.synced,
+            "synced": model.synced,
+            "waiting_for_workloads": waiting,
+            "control_planes": control_plane::report(&self.shared.control_planes),
+            "model": {
+                "workloads": model.workload_count(),
+                "services": model.service_count(),
+                "policies": model.policies().count(),
+                "generation": self.shared.model.generation(),
+            },
             "pods": listed,
             "model_error": pods.model_error,
             "counters": self.shared.counters.read(),
@@ -133,6 +145,9 @@ impl Source for Answers {
         let pods = self.report();
         let mut pending: Vec<String> = pods.failed.iter().map(|(uid, why)| format!("{uid}: {why}")).collect();
         pending.extend(pods.model_error.clone());
+        if !self.shared.model.load().synced {
+            pending.push("the control plane has not told all it knows yet".to_owned());
+        }
         pending
     }
 

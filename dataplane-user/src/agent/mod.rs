@@ -5,6 +5,7 @@
 
 mod answers;
 pub mod connect;
+mod control_plane;
 mod deliver;
 pub mod dns;
 mod enrolment;

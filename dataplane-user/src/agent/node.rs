@@ -18,6 +18,7 @@ use tracing::{error, info, warn};
 
 use super::{
     answers::Answers,
+    control_plane,
     enrolment::Enrolments,
     worker::{self, Command, Shared},
 };
@@ -167,8 +168,12 @@ impl Node {
         if let Some(events) = redirector.events()? {
             tokio::spawn(events);
         }
+        let node = model.node.clone();
+        let model = Arc::new(ModelStore::new(model));
+        let control_planes = control_plane::start(&node, &model)?;
         let shared = Arc::new(Shared {
-            model: Arc::new(ModelStore::new(model)),
+            model,
+            control_planes,
             credentials,
             original: redirector.original_dst(),
             dns_servers: redirector.dns_servers()?,
@@ -261,6 +266,9 @@ impl Node {
     }
 
     fn change(&mut self, model: Model) -> Result<(), Failure> {
+        if model.node.control_plane != self.shared.model.load().node.control_plane {
+            warn!("controlPlane has changed; that takes effect when the daemon is started again");
+        }
         self.shared.credentials.set_trust(trust(&model)?)?;
         self.enrolments.redirector.set_exclusions(&exclusions(&model))?;
         self.shared.model.replace(model);

@@ -62,7 +62,7 @@ pub async fn withdrawn(
     from: SocketAddr,
     to: SocketAddr,
 ) -> String {
-    let mut changes = worker.shared.model.subscribe();
+    let mut changes = worker.shared.model.subscribe_authorization();
     let mut identity: Option<SpiffeId> = None;
     loop {
         let model = worker.model();

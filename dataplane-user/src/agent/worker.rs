@@ -27,6 +27,7 @@ use crate::{
     dns::Reserved,
     gateway::Gateway,
     identity::CertificateStore,
+    istio::xds_client::Handle as ControlPlane,
     observe::{access_log::AccessLog, connections::Connections, counters::Counters},
     redirect::{DnsServers, OriginalDst, PodId, SocketChannel, SocketSource, WorkerListeners, pin_thread_to_cpu},
     state::{Model, ModelStore, Workload},
@@ -46,6 +47,8 @@ const WORKLOAD_WAIT: Duration = Duration::from_secs(5);
 pub struct Shared {
     /// The mesh model.
     pub model: Arc<ModelStore>,
+    /// The control planes it comes from, besides the file.
+    pub control_planes: Vec<ControlPlane>,
     /// Certificates of this node's workloads.
     pub credentials: Arc<CertificateStore>,
     /// Original destinations of accepted sockets.
@@ -144,13 +147,13 @@ impl Worker {
         self.pods.borrow().values().map(|accepting| &accepting.pod).find(|pod| *pod.uid == *uid).cloned()
     }
 
-    /// The workload of `pod`, waiting a moment for a model that does not know it yet.
+    /// The workload of `pod`, waiting a moment for a model that is not complete or does not know it yet.
     pub async fn workload(&self, pod: &Pod) -> Option<(Arc<Model>, Arc<Workload>)> {
         let deadline = tokio::time::Instant::now() + WORKLOAD_WAIT;
         let mut changes = self.shared.model.subscribe();
         loop {
             let model = self.model();
-            if let Some(workload) = model.workload(&pod.uid).cloned() {
+            if let Some(workload) = model.workload(&pod.uid).filter(|_| model.synced).cloned() {
                 return Some((model, workload));
             }
             match tokio::time::timeout_at(deadline, changes.changed()).await {

@@ -84,7 +84,7 @@ fn serves_other_addresses(model: &Model, own: &Workload, target: IpAddr) -> bool
     let is_ours = |waypoint: &GatewayRef| waypoint::is(model, waypoint, own);
     let workload = model.workload_by_ip(&own.network, target);
     let service = model.service_by_vip(&own.network, target, &own.namespace);
-    workload.and_then(|w| w.waypoint.as_ref()).is_some_and(is_ours)
+    workload.and_then(|w| w.waypoint.as_deref()).is_some_and(is_ours)
         || service.is_some_and(|service| fronts(model, own, service))
 }
 

@@ -96,6 +96,12 @@ impl SpiffeId {
         self.text.get(self.namespace_end + "/sa/".len()..).unwrap_or_default()
     }
 
+    /// Whether anybody else holds a copy of this very allocation.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.text) > 1
+    }
+
     /// Whether namespace and service account are equal, whatever the trust domains.
     #[must_use]
     pub fn same_path(&self, other: &Self) -> bool {

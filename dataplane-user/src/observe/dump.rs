@@ -78,8 +78,8 @@ pub fn workload(workload: &Workload) -> Value {
     });
     if let Some(dump) = dump.as_object_mut() {
         let optional = [
-            ("waypoint", workload.waypoint.as_ref().map(gateway)),
-            ("networkGateway", workload.network_gateway.as_ref().map(gateway)),
+            ("waypoint", workload.waypoint.as_deref().map(gateway)),
+            ("networkGateway", workload.network_gateway.as_deref().map(gateway)),
             ("applicationTunnel", workload.application_tunnel.as_ref().map(tunnel)),
         ];
         dump.extend(optional.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));
@@ -87,22 +87,23 @@ pub fn workload(workload: &Workload) -> Value {
     dump
 }
 
-fn ports(ports: &BTreeMap<u16, u16>) -> Map<String, Value> {
-    ports.iter().map(|(port, target)| (port.to_string(), json!(target))).collect()
+fn ports<'a>(ports: impl Iterator<Item = (&'a u16, &'a u16)>) -> Map<String, Value> {
+    ports.map(|(port, target)| (port.to_string(), json!(target))).collect()
 }
 
 /// One service with its endpoints.
 #[must_use]
 pub fn service(model: &Model, service: &Service) -> Value {
     let endpoints: Map<String, Value> = model
-        .workloads()
-        .filter_map(|workload| {
-            let own = workload.services.get(&service.key)?;
+        .members(service)
+        .iter()
+        .map(|member| {
+            let (workload, own) = (&member.workload, &member.ports);
             let mapped: BTreeMap<u16, u16> =
                 service.ports.iter().map(|(port, target)| (*port, *own.get(port).unwrap_or(target))).collect();
             let status = if workload.healthy { "Healthy" } else { "Unhealthy" };
-            let endpoint = json!({"workloadUid": workload.uid, "port": ports(&mapped), "status": status});
-            Some((workload.uid.to_string(), endpoint))
+            let endpoint = json!({"workloadUid": workload.uid, "port": ports(mapped.iter()), "status": status});
+            (workload.uid.to_string(), endpoint)
         })
         .collect();
     let vips: Vec<String> = service.vips.iter().map(|vip| format!("{}/{}", vip.network, vip.ip)).collect();
@@ -113,7 +114,7 @@ pub fn service(model: &Model, service: &Service) -> Value {
         "hostname": service.hostname,
         "vips": vips,
         "cidrVips": ranges,
-        "ports": ports(&service.ports),
+        "ports": ports(service.ports.iter()),
         "subjectAltNames": service.subject_alt_names,
         "canonical": service.canonical,
         "visibility": match service.visibility { Visibility::Public => "Public", Visibility::Namespace => "Namespace" },
@@ -168,6 +169,7 @@ pub fn policy(policy: &Policy) -> Value {
             PolicyScope::Global => "Global",
             PolicyScope::Namespace => "Namespace",
             PolicyScope::WorkloadSelector => "WorkloadSelector",
+            PolicyScope::Unreadable => "Unreadable",
         },
         "action": match policy.action { Action::Allow => "Allow", Action::Deny => "Deny" },
         "dryRun": policy.dry_run,

@@ -42,6 +42,7 @@ pub use probe::{Feature, probe};
 pub use redirector::Redirector;
 pub use sockets::{Family, SocketChannel, SocketKind, SocketSource};
 pub use system::{
-    TcpInfo, keep_buffers, online_cpus, pin_thread_to_cpu, raise_nofile_limit, set_reset_on_close, tcp_info,
+    TcpInfo, keep_buffers, online_cpus, pin_thread_to_cpu, raise_nofile_limit, return_memory, set_reset_on_close,
+    tcp_info,
 };
 pub use uninstall::uninstall;

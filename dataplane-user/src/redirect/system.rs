@@ -192,6 +192,16 @@ pub fn keep_buffers() {
     }
 }
 
+/// Gives memory that is free back to the kernel, also what lies between used pieces. For after a large change: it looks at
+/// the whole heap, some milliseconds for a hundred MiB.
+pub fn return_memory() {
+    #[cfg(target_env = "gnu")]
+    {
+        // SAFETY: it only releases pages that hold no allocation, under the allocator's own locks.
+        let _ = unsafe { libc::malloc_trim(0) };
+    }
+}
+
 /// Allocations from this size on are mapped one by one.
 #[cfg(target_env = "gnu")]
 const MAPPED_BYTES: libc::c_int = 4 << 20;

@@ -1,29 +1,42 @@
 //! The mesh model: workloads, services, policies, and the file it is read from.
 //!
-//! A [`Model`] is an immutable snapshot with its indexes; [`ModelStore`] holds the newest one. Field names follow the
+//! A [`Model`] is an immutable snapshot with its indexes; [`ModelStore`] holds the newest one and merges what its sources
+//! publish. Field names follow the
 //! resources that istiod publishes to node proxies (`istio.workload` and `istio.security`).
 
 mod cidr;
 pub mod file;
+mod intern;
 mod model;
 mod node;
 mod policy;
+mod ports;
+mod ranges;
 mod service;
+mod several;
+mod shards;
+mod source;
 mod store;
 mod workload;
+mod writer;
 
 pub use cidr::{Cidr, CidrError};
+pub use intern::Intern;
 pub use model::{Endpoint, Gateway, Model};
 pub use node::{
-    Enrolment, Exclusions, ExistingConnections, Exports, GatewayAddress, GatewayEntry, GatewayRole, NetworkTrust,
-    NodeConfig, PlaintextToMesh, SourceMatch, TrustedDomain,
+    ControlPlane, Enrolment, Exclusions, ExistingConnections, Exports, GatewayAddress, GatewayEntry, GatewayRole,
+    NetworkTrust, NodeConfig, PlaintextToMesh, SourceMatch, TrustedDomain,
 };
 pub use policy::{Action, Match, Policy, PolicyScope, ServiceAccountMatch, StringMatch};
+pub use ports::{Memberships, Ports};
 pub use service::{
     CidrVip, IpFamilies, LoadBalancing, LoadBalancingMode, NetworkAddress, Scope, Service, Visibility, WeightedWaypoint,
 };
+pub use source::{Applied, SourceId, Update};
 pub use store::ModelStore;
-pub use workload::{ApplicationTunnel, Destination, GatewayRef, Locality, Protocol, TunnelKind, Workload};
+pub use workload::{
+    ApplicationTunnel, Destination, Extension, GatewayRef, Locality, Place, Protocol, TunnelKind, Workload,
+};
 
 /// Host names compare in lower case and without a trailing dot.
 #[must_use]

@@ -156,6 +156,27 @@ pub enum PlaintextToMesh {
     Refuse,
 }
 
+/// Where Istio's control plane is.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ControlPlane {
+    /// `https://host:port` of the server of resources; empty if there is none.
+    pub address: String,
+    /// `https://host:port` of the certificate authority; empty if there is none.
+    pub ca_address: String,
+    /// The name their certificates carry, if not the host of the address.
+    pub server_name: Option<String>,
+    /// PEM file with the roots their certificates lead to.
+    pub root_cert: Option<PathBuf>,
+    /// File with the token that says who this node is.
+    pub token: Option<PathBuf>,
+    /// The cluster of the token.
+    pub cluster_id: String,
+    /// Ask for what connections need instead of everything.
+    pub on_demand: bool,
+    /// Control planes of peer clusters, whose resources are merged; on equal keys the own one counts, then the first.
+    pub peers: Vec<ControlPlane>,
+}
+
 /// What this node does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeConfig {
@@ -183,6 +204,8 @@ pub struct NodeConfig {
     pub exclusions: Exclusions,
     /// Plaintext that arrives at an enrolled workload.
     pub plaintext_to_mesh: PlaintextToMesh,
+    /// Istio's control plane, if there is one.
+    pub control_plane: Option<ControlPlane>,
 }
 
 impl NodeConfig {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::Cidr;
+use super::{Cidr, Extension};
 
 /// Which workloads a policy concerns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -13,6 +13,8 @@ pub enum PolicyScope {
     Namespace,
     /// Those that list it.
     WorkloadSelector,
+    /// Nobody knows: those of its namespace, and those that list it.
+    Unreadable,
 }
 
 /// What a match means.
@@ -105,4 +107,8 @@ pub struct Policy {
     pub dry_run: bool,
     /// Rules (any) of clauses (all) of matches (any).
     pub rules: Vec<Vec<Vec<Match>>>,
+    /// What others attached to it.
+    pub extensions: Box<[Extension]>,
+    /// Why the policy as published could not be read, if so: then this one stands for it and lets nobody pass.
+    pub unreadable: Option<Arc<str>>,
 }

@@ -1,10 +1,9 @@
 //! Services.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{Cidr, GatewayRef};
+use super::{Cidr, Extension, GatewayRef, Ports};
 use crate::identity::SpiffeId;
 
 /// An address together with the network it is valid in.
@@ -128,7 +127,7 @@ pub struct Service {
     /// Virtual ranges.
     pub cidr_vips: Vec<CidrVip>,
     /// Service port to target port; 0 means that the endpoint decides.
-    pub ports: BTreeMap<u16, u16>,
+    pub ports: Ports,
     /// Subject alternative names as published.
     pub subject_alt_names: Vec<Arc<str>>,
     /// Those of them that are SPIFFE names.
@@ -145,6 +144,10 @@ pub struct Service {
     pub canonical: bool,
     /// Who sees it.
     pub visibility: Visibility,
+    /// Whether what comes in through an ingress gateway goes through the waypoint too.
+    pub ingress_use_waypoint: bool,
+    /// What others attached to it.
+    pub extensions: Box<[Extension]>,
 }
 
 impl Service {

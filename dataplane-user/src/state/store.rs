@@ -1,26 +1,47 @@
 //! The newest model, for many readers.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
-use super::Model;
+use super::writer::Shadow;
+use super::{Applied, Model, SourceId, Update};
 
-/// Holds the newest snapshot. Readers never wait; each replacement raises the generation.
+/// Holds the newest snapshot. Readers never wait for writers; each change raises the generation.
 #[derive(Debug)]
 pub struct ModelStore {
     model: ArcSwap<Model>,
     generation: AtomicU64,
     changed: watch::Sender<u64>,
+    authorization: watch::Sender<u64>,
+    /// Objects that were ever changed.
+    changes: AtomicU64,
+    writer: Mutex<Writer>,
+}
+
+#[derive(Debug, Default)]
+struct Writer {
+    shadow: Shadow,
+    /// Sources to hear from before anything may be decided.
+    awaited: Vec<SourceId>,
+    /// Snapshots that a reader may still hold.
+    retired: Vec<Arc<Model>>,
 }
 
 impl ModelStore {
     /// Starts with a model, as generation 1.
     #[must_use]
     pub fn new(model: Model) -> Self {
-        Self { model: ArcSwap::from_pointee(model), generation: AtomicU64::new(1), changed: watch::Sender::new(1) }
+        Self {
+            model: ArcSwap::from_pointee(model),
+            generation: AtomicU64::new(1),
+            changed: watch::Sender::new(1),
+            authorization: watch::Sender::new(1),
+            changes: AtomicU64::new(0),
+            writer: Mutex::default(),
+        }
     }
 
     /// The newest snapshot.
@@ -29,11 +50,74 @@ impl ModelStore {
         self.model.load_full()
     }
 
-    /// Replaces the snapshot, then tells subscribers.
-    pub fn replace(&self, model: Model) {
-        self.model.store(Arc::new(model));
+    fn writer(&self) -> MutexGuard<'_, Writer> {
+        // A writer that panicked published nothing; what the next one starts from is the last snapshot.
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets nobody decide anything until this source has told all it knows once.
+    pub fn wait_for(&self, source: SourceId) {
+        let mut writer = self.writer();
+        writer.awaited.push(source);
+        let mut model = (*self.load()).clone();
+        model.synced = false;
+        self.publish(&mut writer, model, false);
+    }
+
+    /// A source has told all it knows.
+    pub fn synced(&self, source: SourceId) {
+        let mut writer = self.writer();
+        let before = writer.awaited.len();
+        writer.awaited.retain(|awaited| *awaited != source);
+        if before > 0 && writer.awaited.is_empty() {
+            let mut model = (*self.load()).clone();
+            model.synced = true;
+            self.publish(&mut writer, model, true);
+        }
+    }
+
+    /// Applies what a source changes, as one new snapshot; none if nothing is different.
+    pub fn apply(&self, source: SourceId, update: Update) -> Applied {
+        let mut writer = self.writer();
+        let mut model = (*self.load()).clone();
+        let applied = writer.shadow.apply(&mut model, source, update);
+        self.changes.fetch_add(u64::try_from(applied.changed).unwrap_or(u64::MAX), Ordering::Relaxed);
+        if applied.changed > 0 {
+            self.publish(&mut writer, model, applied.authorization);
+        }
+        applied
+    }
+
+    /// Takes over what the file says now: what this node does, and the file's own objects. Those of other sources stay.
+    pub fn replace(&self, file: Model) -> Applied {
+        let mut writer = self.writer();
+        let mut model = (*self.load()).clone();
+        model.set_node(file.node.clone());
+        let update = writer.shadow.difference(&model, SourceId::FILE, &file);
+        let applied = writer.shadow.apply(&mut model, SourceId::FILE, update);
+        self.publish(&mut writer, model, true);
+        applied
+    }
+
+    fn publish(&self, writer: &mut Writer, model: Model, authorization: bool) {
+        writer.retired.push(self.model.swap(Arc::new(model)));
         let generation = self.generation.fetch_add(1, Ordering::AcqRel) + 1;
         self.changed.send_replace(generation);
+        if authorization {
+            self.authorization.send_replace(generation);
+        }
+        writer.clean();
+    }
+
+    /// Frees old snapshots that no reader holds. Call it now and then: it keeps the work of freeing away from readers.
+    pub fn clean(&self) {
+        self.writer().clean();
+    }
+
+    /// Number of objects that sources changed since the start.
+    #[must_use]
+    pub fn changed_objects(&self) -> u64 {
+        self.changes.load(Ordering::Relaxed)
     }
 
     /// The generation of the newest snapshot.
@@ -46,5 +130,18 @@ impl ModelStore {
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
+    }
+
+    /// A receiver that sees only changes after which a connection that was allowed may no longer be: of policies, and of the
+    /// identity or list of policies of workloads of this node.
+    #[must_use]
+    pub fn subscribe_authorization(&self) -> watch::Receiver<u64> {
+        self.authorization.subscribe()
+    }
+}
+
+impl Writer {
+    fn clean(&mut self) {
+        self.retired.retain(|model| Arc::strong_count(model) > 1);
     }
 }

@@ -1,10 +1,10 @@
 //! Workloads.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::Memberships;
 use crate::identity::SpiffeId;
 
 /// What a workload understands on the wire.
@@ -17,9 +17,32 @@ pub enum Protocol {
     Hbone,
 }
 
-/// Where a workload runs, for load balancing. Empty text is a value like any other.
+/// Where a workload runs. Few distinct places exist, so copies share one allocation.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
-pub struct Locality {
+pub struct Locality(Arc<Place>);
+
+impl Locality {
+    /// A locality of these parts.
+    #[must_use]
+    pub fn new(region: Arc<str>, zone: Arc<str>, subzone: Arc<str>) -> Self {
+        Self(Arc::new(Place { region, zone, subzone }))
+    }
+
+    pub(super) fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+}
+
+impl std::ops::Deref for Locality {
+    type Target = Place;
+    fn deref(&self) -> &Place {
+        &self.0
+    }
+}
+
+/// Parts of a locality, for load balancing. Empty text is a value like any other.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct Place {
     /// Region.
     pub region: Arc<str>,
     /// Zone.
@@ -83,6 +106,17 @@ pub struct ApplicationTunnel {
     pub port: Option<u16>,
 }
 
+/// Something attached to an object that only its maker understands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Extension {
+    /// Its name.
+    pub name: Box<str>,
+    /// Type of the content.
+    pub type_url: Box<str>,
+    /// Content as it came.
+    pub config: Box<[u8]>,
+}
+
 /// One workload. Empty text means "not known".
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Workload {
@@ -111,9 +145,9 @@ pub struct Workload {
     /// What it understands.
     pub protocol: Protocol,
     /// Waypoint of traffic that names this workload by its address.
-    pub waypoint: Option<GatewayRef>,
+    pub waypoint: Option<Arc<GatewayRef>>,
     /// Gateway through which other networks reach it.
-    pub network_gateway: Option<GatewayRef>,
+    pub network_gateway: Option<Arc<GatewayRef>>,
     /// Application tunnel.
     pub application_tunnel: Option<ApplicationTunnel>,
     /// Keys of the policies selected for it.
@@ -127,7 +161,7 @@ pub struct Workload {
     /// Shares its node's address, so the address does not name it.
     pub host_network: bool,
     /// Services it belongs to, `namespace/hostname`, with its own mapping of service port to target port.
-    pub services: BTreeMap<Arc<str>, BTreeMap<u16, u16>>,
+    pub services: Memberships,
     /// Owner's name.
     pub workload_name: Arc<str>,
     /// Owner's kind, lower case.
@@ -136,6 +170,10 @@ pub struct Workload {
     pub canonical_name: Arc<str>,
     /// Canonical revision.
     pub canonical_revision: Arc<str>,
+    /// Speaks HBONE itself, without a node's help.
+    pub native_tunnel: bool,
+    /// What others attached to it.
+    pub extensions: Box<[Extension]>,
 }
 
 impl Workload {

@@ -6,6 +6,10 @@ use crate::state::{Destination, Model, Workload, normal_host};
 
 /// Reports references that lead nowhere.
 pub(super) fn references(file: &raw::File, model: &Model, problems: &mut Problems) {
+    if told_by_others(model) {
+        node_references(file, model, problems);
+        return;
+    }
     for (index, raw) in file.workloads.iter().enumerate() {
         let place = Place::root().key("workloads").index(index);
         if let Some(workload) = model.workload(&raw.uid) {
@@ -91,6 +95,9 @@ fn node_references(file: &raw::File, model: &Model, problems: &mut Problems) {
     for (index, enrolment) in model.node.enrol.iter().enumerate() {
         let place = causeway.key("enrol").index(index).key("workload");
         let Some(workload) = model.workload(&enrolment.workload) else {
+            if told_by_others(model) {
+                continue;
+            }
             problems.add(
                 &place,
                 format!("no workload has the uid {:?}", enrolment.workload),
@@ -128,7 +135,7 @@ fn node_references(file: &raw::File, model: &Model, problems: &mut Problems) {
         }
     }
     for (index, text) in file.causeway.exports.iter().enumerate() {
-        if text != "*" && !knows_service(model, text) {
+        if text != "*" && !told_by_others(model) && !knows_service(model, text) {
             problems.add(
                 &causeway.key("exports").index(index),
                 format!("no service {text:?} in this file"),
@@ -136,6 +143,11 @@ fn node_references(file: &raw::File, model: &Model, problems: &mut Problems) {
             );
         }
     }
+}
+
+/// Whether a control plane may publish what the file names and does not hold.
+fn told_by_others(model: &Model) -> bool {
+    model.node.control_plane.as_ref().is_some_and(|plane| !plane.address.is_empty())
 }
 
 fn knows_service(model: &Model, key: &str) -> bool {

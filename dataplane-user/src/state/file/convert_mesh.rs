@@ -10,8 +10,8 @@ use super::{Problems, raw};
 use crate::identity::SpiffeId;
 use crate::state::{
     Action, ApplicationTunnel, Cidr, CidrVip, IpFamilies, LoadBalancing, LoadBalancingMode, Locality, Match,
-    NetworkAddress, Policy, PolicyScope, Protocol, Scope, Service, ServiceAccountMatch, StringMatch, TunnelKind,
-    Visibility, WeightedWaypoint, Workload, normal_host,
+    Memberships, NetworkAddress, Policy, PolicyScope, Ports, Protocol, Scope, Service, ServiceAccountMatch,
+    StringMatch, TunnelKind, Visibility, WeightedWaypoint, Workload, normal_host,
 };
 
 pub(super) fn workload(
@@ -38,7 +38,7 @@ pub(super) fn workload(
         problems.add(&place.key("hostname"), format!("{:?} is not a host name", raw.hostname), "write a DNS name");
     }
     let gateway = |field: &str, raw: &Option<raw::GatewayRef>, problems: &mut Problems| {
-        gateway_ref(raw.as_ref()?, &place.key(field), problems)
+        gateway_ref(raw.as_ref()?, &place.key(field), problems).map(Arc::new)
     };
     Some(Workload {
         uid,
@@ -69,6 +69,8 @@ pub(super) fn workload(
         workload_type: raw.workload_type.to_ascii_lowercase().into(),
         canonical_name: raw.canonical_name.as_str().into(),
         canonical_revision: raw.canonical_revision.as_str().into(),
+        native_tunnel: raw.native_tunnel,
+        extensions: Box::default(),
     })
 }
 
@@ -76,14 +78,12 @@ fn ips(raw: &[String], place: &Place, problems: &mut Problems) -> Vec<IpAddr> {
     raw.iter().enumerate().filter_map(|(index, text)| ip(text, &place.index(index), problems)).collect()
 }
 
-type Memberships = BTreeMap<Arc<str>, BTreeMap<u16, u16>>;
-
 fn memberships(raw: &BTreeMap<String, raw::Ports>, place: &Place, problems: &mut Problems) -> Memberships {
     let services = raw.iter().filter_map(|(key, ports)| {
         let key = service_key(key, &place.key(key), problems)?;
-        Some((key, ports.0.clone()))
+        Some((key, Ports::from(ports.0.clone())))
     });
-    services.collect()
+    services.collect::<BTreeMap<_, _>>().into()
 }
 
 fn tunnel(raw: raw::ApplicationTunnel) -> ApplicationTunnel {
@@ -97,11 +97,7 @@ fn tunnel(raw: raw::ApplicationTunnel) -> ApplicationTunnel {
 }
 
 fn locality(raw: &raw::Locality) -> Locality {
-    Locality {
-        region: raw.region.as_str().into(),
-        zone: raw.zone.as_str().into(),
-        subzone: raw.subzone.as_str().into(),
-    }
+    Locality::new(raw.region.as_str().into(), raw.zone.as_str().into(), raw.subzone.as_str().into())
 }
 
 pub(super) fn service(raw: &raw::Service, place: &Place, problems: &mut Problems) -> Service {
@@ -122,7 +118,7 @@ pub(super) fn service(raw: &raw::Service, place: &Place, problems: &mut Problems
         hostname,
         vips: vips(&raw.vips, &place.key("vips"), problems),
         cidr_vips: cidr_vips(&raw.cidr_vips, &place.key("cidrVips"), problems),
-        ports: raw.ports.0.clone(),
+        ports: raw.ports.0.clone().into(),
         subject_alt_names: raw.subject_alt_names.iter().map(|san| san.as_str().into()).collect(),
         identities: sans(&raw.subject_alt_names, &place.key("subjectAltNames"), problems),
         waypoint,
@@ -139,6 +135,8 @@ pub(super) fn service(raw: &raw::Service, place: &Place, problems: &mut Problems
             raw::Visibility::Public => Visibility::Public,
             raw::Visibility::Namespace => Visibility::Namespace,
         },
+        ingress_use_waypoint: raw.ingress_use_waypoint,
+        extensions: Box::default(),
     }
 }
 
@@ -243,6 +241,8 @@ pub(super) fn policy(raw: &raw::Policy, place: &Place, problems: &mut Problems) 
         },
         dry_run: raw.dry_run,
         rules,
+        extensions: Box::default(),
+        unreadable: None,
     }
 }
 

@@ -8,8 +8,8 @@ use super::locate::Place;
 use super::{Problems, raw_node as raw};
 use crate::identity::{CertificateFiles, CertificateSource, SpiffeId, StoreConfig};
 use crate::state::{
-    Enrolment, Exclusions, ExistingConnections, Exports, GatewayEntry, GatewayRole, NetworkTrust, NodeConfig,
-    PlaintextToMesh, SourceMatch, TrustedDomain, normal_host,
+    ControlPlane, Enrolment, Exclusions, ExistingConnections, Exports, GatewayEntry, GatewayRole, NetworkTrust,
+    NodeConfig, PlaintextToMesh, SourceMatch, TrustedDomain, normal_host,
 };
 
 /// Life of leaf certificates without a setting, as in Istio.
@@ -60,7 +60,21 @@ pub(super) fn node(raw: &raw::Node, base: &Path, problems: &mut Problems) -> Opt
             raw::PlaintextToMesh::Allow => PlaintextToMesh::Allow,
             raw::PlaintextToMesh::Refuse => PlaintextToMesh::Refuse,
         },
+        control_plane: raw.control_plane.as_ref().map(|plane| control_plane(plane, base)),
     })
+}
+
+fn control_plane(raw: &raw::ControlPlane, base: &Path) -> ControlPlane {
+    ControlPlane {
+        address: raw.address.clone(),
+        ca_address: raw.ca_address.clone(),
+        server_name: raw.server_name.clone(),
+        root_cert: raw.root_cert.as_ref().map(|path| base.join(path)),
+        token: raw.token.as_ref().map(|path| base.join(path)),
+        cluster_id: raw.cluster_id.clone(),
+        on_demand: raw.on_demand,
+        peers: raw.peers.iter().map(|peer| control_plane(peer, base)).collect(),
+    }
 }
 
 fn trust_domain_name(name: &str, place: &Place, problems: &mut Problems) {

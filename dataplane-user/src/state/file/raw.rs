@@ -126,9 +126,8 @@ pub(super) struct Workload {
     pub(super) network_gateway: Option<GatewayRef>,
     #[serde(default)]
     pub(super) application_tunnel: Option<ApplicationTunnel>,
-    /// Speaks HBONE itself; accepted and not used.
+    /// Speaks HBONE itself, without a node's help.
     #[serde(default)]
-    #[allow(dead_code, reason = "part of the format that changes nothing here")]
     pub(super) native_tunnel: bool,
     /// Keys of policies selected for it, "namespace/name".
     #[serde(default)]
@@ -259,6 +258,9 @@ pub(super) struct Service {
     pub(super) canonical: bool,
     #[serde(default)]
     pub(super) visibility: Visibility,
+    /// Whether what comes in through an ingress gateway goes through the waypoint too.
+    #[serde(default)]
+    pub(super) ingress_use_waypoint: bool,
 }
 
 #[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]

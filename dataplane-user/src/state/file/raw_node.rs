@@ -23,6 +23,9 @@ pub(super) struct Node {
     pub(super) cluster_domain: String,
     /// Where certificates come from.
     pub(super) identity: Identity,
+    /// Istio's control plane.
+    #[serde(default)]
+    pub(super) control_plane: Option<ControlPlane>,
     /// Workloads of this node to bring under redirection.
     #[serde(default)]
     pub(super) enrol: Vec<Enrolment>,
@@ -44,6 +47,28 @@ pub(super) struct Node {
     /// Plaintext that arrives at an enrolled workload.
     #[serde(default)]
     pub(super) plaintext_to_mesh: PlaintextToMesh,
+}
+
+/// Where Istio's control plane is.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct ControlPlane {
+    /// https://host:port of the server of resources.
+    pub(super) address: String,
+    /// https://host:port of the certificate authority.
+    pub(super) ca_address: String,
+    /// The name their certificates carry, if not the host of the address.
+    pub(super) server_name: Option<String>,
+    /// PEM file with the roots their certificates lead to.
+    pub(super) root_cert: Option<String>,
+    /// File with the token that says who this node is.
+    pub(super) token: Option<String>,
+    /// The cluster of the token.
+    pub(super) cluster_id: String,
+    /// Ask for what connections need instead of everything.
+    pub(super) on_demand: bool,
+    /// Control planes of peer clusters, whose resources are merged.
+    pub(super) peers: Vec<ControlPlane>,
 }
 
 /// Either caDirectory, or certificates and roots.

@@ -1,0 +1,12 @@
+//! Talking to Istio's control plane.
+
+pub mod channel;
+pub mod kept;
+pub mod wds;
+mod wds_convert;
+mod wds_convert_policy;
+pub mod wds_policy;
+pub mod xds_client;
+pub mod xds_proto;
+pub mod xds_session;
+pub mod xds_settings;
