@@ -15,7 +15,7 @@ use std::{
 
 use causeway::{
     hbone::Leg,
-    identity::{CertificateSource, CertificateStore, Credential, ExpectedPeer, SpiffeId, StoreConfig, ca},
+    identity::{CertificateSource, CertificateStore, Credential, ExpectedPeer, PeerRole, SpiffeId, StoreConfig, ca},
     tunnel::{
         client::{Legs, Tunnel},
         copy::{self, Counts, FirstBytes},
@@ -63,6 +63,7 @@ fn store(folder: &Folder) -> Arc<CertificateStore> {
         source: CertificateSource::Directory(folder.0.join("c1")),
         trust_domain: "cluster.local".to_owned(),
         ttl: Duration::from_secs(3600),
+        revocation: None,
     })
     .unwrap()
 }
@@ -88,9 +89,9 @@ async fn serve(credential: Arc<Credential>, backend: SocketAddr, endpoint: &'sta
         while let Ok((socket, _)) = listener.accept().await {
             socket.set_nodelay(true).unwrap();
             let session = UnbufferedServerConnection::new(credential.server_config()).unwrap();
-            let drain = drain.clone();
+            let (standing, drain) = (credential.standing(PeerRole::Client), drain.clone());
             spawn_local(async move {
-                server::serve(socket, session, drain, move |incoming, _| async move {
+                server::serve(socket, session, standing, drain, move |incoming, _| async move {
                     if incoming.authority().is_err() {
                         return incoming.refuse(400);
                     }
@@ -139,7 +140,8 @@ async fn tcp(to: SocketAddr) -> io::Result<TcpStream> {
 
 async fn dial(to: SocketAddr, client: &Credential, expected: &SpiffeId) -> io::Result<Tunnel> {
     let socket = tcp(to).await?;
-    Tunnel::establish(socket, session(client, expected), 1, to.to_string(), Legs::OUTER, None)
+    let standing = client.standing(PeerRole::Server);
+    Tunnel::establish(socket, session(client, expected), standing, 1, to.to_string(), Legs::OUTER, None)
         .await
         .map_err(io::Error::other)
 }
@@ -211,6 +213,7 @@ fn nested_tunnel_is_exact_and_proves_the_inner_identity() {
             let made = Tunnel::establish(
                 StreamIo::new(stream.send, stream.receive, Some(stream.slot)),
                 session(&client, &id(expected)),
+                client.standing(PeerRole::Server),
                 1,
                 "web.default:80".to_owned(),
                 Legs::INNER,
@@ -318,7 +321,9 @@ fn pool_shares_tunnels_and_respects_the_limit_and_the_generation() {
                         dialled.set(dialled.get() + 1);
                         let socket = tcp(to).await.unwrap();
                         let session = session(&client, &id("server"));
-                        Tunnel::establish(socket, session, generation, to.to_string(), Legs::OUTER, None).await
+                        let standing = client.standing(PeerRole::Server);
+                        Tunnel::establish(socket, session, standing, generation, to.to_string(), Legs::OUTER, None)
+                            .await
                     },
                     "127.0.0.1:80",
                     &HeaderMap::new(),
@@ -365,7 +370,8 @@ fn inner_pool_gives_every_remote_pod_its_turn() {
                     async move {
                         let socket = tcp(to).await.unwrap();
                         let session = session(&client, &id("server"));
-                        Tunnel::establish(socket, session, 1, to.to_string(), Legs::INNER, None).await
+                        let standing = client.standing(PeerRole::Server);
+                        Tunnel::establish(socket, session, standing, 1, to.to_string(), Legs::INNER, None).await
                     }
                 })
                 .await

@@ -1,7 +1,10 @@
 //! Leaf certificates for peers that are not Causeway, from the authorities of a topology.
 
 use crate::{Result, context};
-use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair, KeyUsagePurpose, SanType};
+use rcgen::{
+    CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose, Issuer, KeyIdMethod, KeyPair,
+    KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
+};
 use std::path::{Path, PathBuf};
 
 /// The files a TLS program wants.
@@ -48,4 +51,31 @@ pub fn issue(authority: &Path, identity: &str, folder: &Path) -> Result<Leaf> {
         key: write("key", &key.serialize_pem())?,
         root: authority.join("root-cert.pem"),
     })
+}
+
+/// A revocation list (PEM) of the authority with these files that names one certificate of its own signing.
+///
+/// # Errors
+/// If a file cannot be read or is not what it should be.
+pub fn revocation_list(authority: &Path, key: &Path, revoked: &Path) -> Result<String> {
+    let read = |path: &Path| std::fs::read_to_string(path).map_err(context(path.display()));
+    let key = KeyPair::from_pem(&read(key)?).map_err(context(key.display()))?;
+    let issuer = Issuer::from_ca_cert_pem(&read(authority)?, key).map_err(context(authority.display()))?;
+    let (_, pem) = x509_parser::pem::parse_x509_pem(read(revoked)?.as_bytes()).map_err(context(revoked.display()))?;
+    let certificate = pem.parse_x509().map_err(context(revoked.display()))?;
+    let now = std::time::SystemTime::now();
+    let list = CertificateRevocationListParams {
+        this_update: now.into(),
+        next_update: (now + std::time::Duration::from_secs(3600)).into(),
+        crl_number: SerialNumber::from(1_u64),
+        issuing_distribution_point: None,
+        revoked_certs: vec![RevokedCertParams {
+            serial_number: SerialNumber::from_slice(certificate.raw_serial()),
+            revocation_time: now.into(),
+            reason_code: None,
+            invalidity_date: None,
+        }],
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    list.signed_by(&issuer).and_then(|list| list.pem()).map_err(context("signing a revocation list"))
 }

@@ -27,6 +27,7 @@ fn credential(folder: PathBuf, identity: &str, root: Option<PathBuf>) -> Arc<Cre
         source: CertificateSource::Directory(folder),
         trust_domain: identity.trust_domain().to_owned(),
         ttl: Duration::from_secs(3600),
+        revocation: None,
     })
     .unwrap();
     if let Some(root) = root {

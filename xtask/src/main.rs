@@ -1,6 +1,7 @@
 //! `cargo xtask`: everything a newcomer or a CI machine needs, from installing packages to the closing line of the tests.
 //! Each command does what it needs first, so any of them may be the first one ever run in a fresh clone.
 
+mod control_plane;
 mod ebpf;
 mod envoy;
 mod kernels;
@@ -29,7 +30,11 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Find or install what building, testing and the demo need
-    Setup,
+    Setup {
+        /// Also what one tier alone needs
+        #[arg(long, value_enum)]
+        with: Vec<setup::Extra>,
+    },
     /// Build the kernel programs and the daemon
     Build,
     /// Two clusters with one pod range on this machine: show what Causeway does, then clean up
@@ -86,7 +91,10 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<ExitCode> {
     toolchain::check_rustc()?;
     match command {
-        Command::Setup => setup::run()?,
+        Command::Setup { with } => {
+            setup::run()?;
+            setup::extras(&with)?;
+        }
         Command::Build => build()?,
         Command::Demo { keep, json, check_clean } => {
             let mut args = Vec::new();

@@ -1,6 +1,6 @@
 //! `cargo xtask setup`: everything that must be on the machine, found or installed; under a second when it is.
 
-use crate::{Result, ebpf, envoy, packages, sh, toolchain};
+use crate::{Result, control_plane, ebpf, envoy, packages, sh, toolchain};
 
 /// Finds or installs the programs, the eBPF toolchain and Envoy.
 ///
@@ -18,5 +18,23 @@ pub fn run() -> Result<()> {
         }
     }
     envoy::install();
+    Ok(())
+}
+
+/// What only one tier needs, and what therefore has to be asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum Extra {
+    /// etcd, kube-apiserver and istiod: Go and some minutes, once
+    ControlPlane,
+}
+
+/// Installs what was asked for.
+///
+/// # Errors
+/// What is missing and cannot be had.
+pub fn extras(with: &[Extra]) -> Result<()> {
+    if with.contains(&Extra::ControlPlane) {
+        control_plane::install()?;
+    }
     Ok(())
 }

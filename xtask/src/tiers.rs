@@ -3,7 +3,7 @@
 //! A suite belongs to the tier its file name begins with: `tests/tests/<tier>_<topic>.rs` (`redirect_*` and `scripted_*` count
 //! as `netns`).
 
-use crate::{Result, ebpf, envoy, kernels, packages, paths, setup, sh};
+use crate::{Result, control_plane, ebpf, envoy, kernels, packages, paths, setup, sh};
 use clap::ValueEnum;
 use std::fs;
 use std::path::Path;
@@ -18,6 +18,8 @@ pub enum Tier {
     Netns,
     /// Root and Envoy: peers that were written elsewhere
     Interop,
+    /// Root and what `setup --with control-plane` builds: real API servers and istiods
+    ControlPlane,
     /// QEMU: the netns tier inside other kernels
     Kernels,
 }
@@ -50,7 +52,7 @@ pub fn run(only: Option<Tier>, versions: &[String], filter: Option<&str>) -> Res
         pure(filter, &mut totals)?;
     }
     let suites = suites()?;
-    if wanted(Tier::Netns) || wanted(Tier::Interop) || !versions.is_empty() {
+    if wanted(Tier::Netns) || wanted(Tier::Interop) || wanted(Tier::ControlPlane) || !versions.is_empty() {
         sh::step("building the daemon and the suites");
         sh::cargo(&["build", "--release", "--workspace", "--bins", "--tests"])?;
     }
@@ -66,6 +68,19 @@ pub fn run(only: Option<Tier>, versions: &[String], filter: Option<&str>) -> Res
             (true, Some(_)) => section(&suites, Tier::Interop, filter, &mut totals)?,
             (true, None) => totals.skip_tier("interop", "Envoy is not installed (cargo xtask setup says why)"),
             (false, _) => totals.skip_tier("interop", "needs root"),
+        }
+    }
+    if wanted(Tier::ControlPlane) {
+        if only.is_some() && packages::is_root() {
+            // Asked for by name: worth the minutes of building, where that is possible.
+            if let Err(error) = control_plane::install() {
+                sh::step(&error);
+            }
+        }
+        match (packages::is_root(), control_plane::missing()) {
+            (true, None) => section(&suites, Tier::ControlPlane, filter, &mut totals)?,
+            (true, Some(reason)) => totals.skip_tier("control-plane", &reason),
+            (false, _) => totals.skip_tier("control-plane", "needs root"),
         }
     }
     if versions.is_empty() && wanted(Tier::Kernels) {
@@ -126,6 +141,7 @@ fn suites() -> Result<Vec<(Tier, String)>> {
         let tier = match name.split('_').next() {
             Some("netns" | "redirect" | "scripted") => Tier::Netns,
             Some("interop") => Tier::Interop,
+            Some("control") => Tier::ControlPlane,
             _ => return Err(format!("{}/{name}.rs: a suite is named <tier>_<topic>.rs", folder.display())),
         };
         suites.push((tier, name));
@@ -149,6 +165,7 @@ impl Tier {
             Tier::Pure => "pure",
             Tier::Netns => "netns",
             Tier::Interop => "interop",
+            Tier::ControlPlane => "control-plane",
             Tier::Kernels => "kernels",
         }
     }

@@ -42,15 +42,17 @@ impl Answers {
         self.shared.connections.list().iter().map(|one| dump::connection(one)).collect()
     }
 
-    /// Certificates held: identity and end of life, in seconds since 1970.
+    /// Certificates by identity: state, and begin and end of life in seconds since 1970.
     fn certificates(&self) -> Value {
-        let held = self.shared.credentials.held();
-        let rows = held.iter().map(|credential| {
+        let states = self.shared.credentials.states();
+        let rows = states.iter().map(|certificate| {
+            let held = certificate.credential.as_ref();
             json!({
-                "identity": credential.id.to_string(),
-                "generation": credential.generation,
-                "not_before": dump::seconds(credential.not_before),
-                "not_after": dump::seconds(credential.not_after),
+                "identity": certificate.id.to_string(),
+                "state": certificate.state.to_string(),
+                "generation": held.map(|credential| credential.generation),
+                "not_before": held.map(|credential| dump::seconds(credential.not_before)),
+                "not_after": held.map(|credential| dump::seconds(credential.not_after)),
             })
         });
         rows.collect()

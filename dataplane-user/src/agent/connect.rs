@@ -19,7 +19,7 @@ use super::{
 use crate::{
     decide::{GatewayAddress, GatewayCandidate, HboneRoute, NestedRoute, Outbound},
     hbone::{Baggage, ConnError, EndpointId, Leg, TraceParent, header, peer_version},
-    identity::{Credential, ExpectedPeer, SpiffeId},
+    identity::{Credential, ExpectedPeer, PeerRole, SpiffeId},
     redirect::{Family, PodId, SocketKind, connect_start, tcp_info},
     state::Workload,
     tunnel::{
@@ -159,7 +159,8 @@ async fn dial(worker: &Worker, pod: PodId, hop: &Hop) -> Result<Tunnel, ConnErro
     let progress = progress(&socket);
     let name = to.to_string();
     let session = session(&hop.credential, &hop.key.expected, &name, Leg::OuterTls)?;
-    Tunnel::establish(socket, session, hop.credential.generation, name, Legs::OUTER, progress).await
+    let standing = hop.credential.standing(PeerRole::Server);
+    Tunnel::establish(socket, session, standing, hop.credential.generation, name, Legs::OUTER, progress).await
 }
 
 /// Reads what the kernel knows of the transport's progress, for as long as the tunnel lives.
@@ -253,6 +254,8 @@ async fn nested(worker: &Rc<Worker>, source: &Source, route: &NestedRoute) -> Re
                 return Ok(Link::Stream(Box::new(stream), far));
             }
             Err(_) if !fresh && !tunnel.is_usable() => {}
+            // The pod at its end left the mesh while the tunnel was kept: the gateway knows others.
+            Err(error) if !fresh && error.status == Some(503) => tunnel.retire(),
             Err(error) => return Err(error),
         }
     }
@@ -331,6 +334,7 @@ impl Inner {
         Tunnel::establish(
             StreamIo::new(stream.send, stream.receive, Some(stream.slot)),
             session,
+            self.credential.standing(PeerRole::Server),
             self.credential.generation,
             address,
             Legs::INNER,

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     decide::{self, InboundTarget},
     hbone::{Authority, Baggage, ConnError, Forwarded, Leg, header, peer_version},
-    identity::SpiffeId,
+    identity::{PeerRole, SpiffeId},
     observe::{
         access_log::{Direction, Record},
         counters::Counters,
@@ -51,8 +51,8 @@ async fn tunnel(worker: &Rc<Worker>, pod: &Rc<Pod>, socket: TcpStream, from: Soc
     let session =
         UnbufferedServerConnection::new(credential.server_config()).map_err(|error| refused(error.to_string()))?;
     let (worker, pod) = (worker.clone(), pod.clone());
-    let drain = worker.drain.clone();
-    server::serve(socket, session, drain, move |incoming, peer| {
+    let (standing, drain) = (credential.standing(PeerRole::Client), worker.drain.clone());
+    server::serve(socket, session, standing, drain, move |incoming, peer| {
         stream(worker.clone(), pod.clone(), incoming, peer, from, local)
     })
     .await
@@ -174,6 +174,7 @@ async fn carry(
     let endpoint = speaks.then_some(pod.endpoint.as_str());
     let answer = headers::response(workload, endpoint);
     let peer = record.source.address.map_or_else(String::new, |address| address.to_string());
+    let ended = incoming.ended.clone();
     let (send, receive) = match incoming.accept(answer) {
         Ok(halves) => halves,
         Err(error) => {
@@ -185,7 +186,10 @@ async fn carry(
     let ends = record.source.address.zip(record.destination.address);
     let revoked = async {
         match ends {
-            Some((from, to)) => withdrawn(worker, pod, identity.as_ref(), from, to).await,
+            Some((from, to)) => tokio::select! {
+                why = withdrawn(worker, pod, identity.as_ref(), from, to) => why,
+                why = ended.why() => why,
+            },
             None => pending().await,
         }
     };

@@ -4,6 +4,7 @@
 //! [`node`] is the control side: model, enrolment, certificates, signals.
 
 mod answers;
+pub mod certificates;
 pub mod connect;
 mod control_plane;
 mod deliver;

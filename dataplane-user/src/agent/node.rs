@@ -5,7 +5,7 @@ use std::{
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use prometheus_client::registry::Registry;
@@ -18,13 +18,13 @@ use tracing::{error, info, warn};
 
 use super::{
     answers::Answers,
-    control_plane,
+    certificates, control_plane,
     enrolment::Enrolments,
     worker::{self, Command, Shared},
 };
 use crate::{
     dns::Reserved,
-    identity::{CertificateStore, IdentityError, TrustBundle},
+    identity::{IdentityError, TrustBundle},
     observe::{access_log::AccessLog, admin, connections::Connections, counters::Counters, http, traffic::Traffic},
     redirect::{
         Exclusions, RedirectConfig, Redirector,
@@ -38,8 +38,6 @@ use crate::{
 
 /// How often the model file and the kernel's counters are looked at.
 const TICK: Duration = Duration::from_millis(250);
-/// How often certificates are checked for renewal.
-const ROTATION_CHECK: Duration = Duration::from_secs(5);
 /// How long open connections may go on after SIGTERM.
 const DRAIN: Duration = Duration::from_secs(5);
 /// Length of the accept queue of a gateway's listener.
@@ -142,7 +140,7 @@ impl Node {
         let text = file::read(&args.model)?;
         let model = file::parse(&text, &args.model)?;
         let mut file = file::Watch::new(&args.model, text);
-        let credentials = CertificateStore::open(model.node.identity.clone())?;
+        let credentials = certificates::open(&model.node)?;
         credentials.set_trust(trust(&model)?)?;
         let counters = Arc::new(Counters::default());
         let exclusions = exclusions(&model);
@@ -196,6 +194,8 @@ impl Node {
             quit: Arc::default(),
         };
         node.apply()?;
+        tokio::spawn(node.shared.credentials.clone().run());
+        tokio::spawn(certificates::follow(node.shared.clone()));
         std::fs::create_dir_all(&args.run_dir)?;
         let path = args.run_dir.join(format!("{}.sock", args.instance));
         let answers = Arc::new(Answers {
@@ -224,7 +224,6 @@ impl Node {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hangup = signal(SignalKind::hangup())?;
         let mut tick = tokio::time::interval(TICK);
-        let mut rotation = tokio::time::interval(ROTATION_CHECK);
         loop {
             tokio::select! {
                 _ = terminate.recv() => return Ok(()),
@@ -239,7 +238,6 @@ impl Node {
                     let model = self.shared.model.load();
                     self.enrolments.tick(&model.node.enrol, &self.workers);
                 }
-                _ = rotation.tick() => self.rotate().await,
             }
         }
     }
@@ -273,19 +271,6 @@ impl Node {
         self.enrolments.redirector.set_exclusions(&exclusions(&model))?;
         self.shared.model.replace(model);
         self.apply()
-    }
-
-    /// Renews certificates that reached half of their life, and re-reads files that changed.
-    async fn rotate(&mut self) {
-        if let Err(error) = self.shared.credentials.reload() {
-            warn!("the last good certificates stay in force: {error}");
-        }
-        for identity in self.shared.credentials.rotate_due(SystemTime::now()) {
-            match self.shared.credentials.credential(&identity).await {
-                Ok(_) => info!("renewed the certificate of {identity}"),
-                Err(error) => warn!("cannot renew the certificate of {identity}: {error}"),
-            }
-        }
     }
 
     /// Opens the gateway's listeners, one per worker and address.

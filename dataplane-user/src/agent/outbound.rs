@@ -188,7 +188,8 @@ async fn carry(worker: &Worker, socket: TcpStream, link: Link, record: &mut Reco
         }
         Link::Stream(stream, _) => {
             let (send, receive, slot) = stream.into_halves();
-            let result = copy::socket_and_stream(socket, send, receive, counts, FirstBytes::Any, pending()).await;
+            let revoked = slot.ended().why();
+            let result = copy::socket_and_stream(socket, send, receive, counts, FirstBytes::Any, revoked).await;
             drop(slot);
             result
         }

@@ -104,6 +104,8 @@ pub struct Pod {
     pub open: Arc<AtomicUsize>,
     /// An opaque name for the pod towards peers of our own kind.
     pub endpoint: String,
+    /// Whether the model has known its workload: one that is gone is not waited for.
+    known: Cell<bool>,
     /// Whether its DNS is captured.
     pub dns: bool,
     /// Its DNS questions in work at this worker.
@@ -154,7 +156,11 @@ impl Worker {
         loop {
             let model = self.model();
             if let Some(workload) = model.workload(&pod.uid).filter(|_| model.synced).cloned() {
+                pod.known.set(true);
                 return Some((model, workload));
+            }
+            if pod.known.get() && model.synced {
+                return None;
             }
             match tokio::time::timeout_at(deadline, changes.changed()).await {
                 Ok(Ok(())) => {}
@@ -257,7 +263,8 @@ fn obey(worker: &Rc<Worker>, command: Command) {
             let mut hasher = DefaultHasher::new();
             uid.hash(&mut hasher);
             let endpoint = format!("{:016x}", hasher.finish());
-            let pod = Rc::new(Pod { id: pod, uid, open, endpoint, dns, questions: Cell::new(0) });
+            let known = Cell::new(false);
+            let pod = Rc::new(Pod { id: pod, uid, open, endpoint, known, dns, questions: Cell::new(0) });
             let accept = [
                 listen(worker, &pod, listeners.outbound, outbound::serve),
                 listen(worker, &pod, listeners.plaintext, plaintext::serve),

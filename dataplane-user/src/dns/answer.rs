@@ -135,7 +135,7 @@ impl View<'_> {
     /// Every port of a service at its name, or of a headless one at each of its pods.
     fn ports(&self, found: &Found, answer: &mut Answer) {
         let Target::Service(service) = &found.target else { return };
-        for port in service.ports.keys() {
+        for (port, _) in service.ports.iter() {
             self.port(service, &found.name, *port, answer);
         }
     }

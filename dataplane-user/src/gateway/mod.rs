@@ -15,7 +15,7 @@ use self::load::{Load, Slot};
 use crate::{
     decide::{self, GatewayTarget, SourceKind},
     hbone::{Authority, Baggage, ConnError, Forwarded, Leg, header},
-    identity::{CertificateStore, SpiffeId},
+    identity::{CertificateStore, PeerRole, SpiffeId},
     observe::{
         access_log::{AccessLog, Direction, Moment, Record},
         connections::Connections,
@@ -93,8 +93,8 @@ impl Gateway {
             .map_err(|error| refused(format!("no certificate for {identity}: {error}")))?;
         let session =
             UnbufferedServerConnection::new(credential.server_config()).map_err(|error| refused(error.to_string()))?;
-        let drain = self.drain.clone();
-        server::serve(socket, session, drain, move |incoming, peer| self.clone().stream(incoming, peer, from))
+        let (standing, drain) = (credential.standing(PeerRole::Client), self.drain.clone());
+        server::serve(socket, session, standing, drain, move |incoming, peer| self.clone().stream(incoming, peer, from))
             .await
             .map_err(refused)
     }
@@ -196,11 +196,17 @@ impl Gateway {
     async fn carry(&self, incoming: Incoming, socket: TcpStream, record: &mut Record) -> Option<ConnError> {
         let authority = incoming.authority().ok();
         let peer = record.source.address.map_or_else(String::new, |address| address.to_string());
+        let ended = incoming.ended.clone();
         let (send, receive) = match incoming.accept(HeaderMap::new()) {
             Ok(halves) => halves,
             Err(error) => return Some(ConnError::fatal(Leg::Connect, peer, error)),
         };
-        let revoked = self.withdrawn(authority);
+        let revoked = async {
+            tokio::select! {
+                why = self.withdrawn(authority) => why,
+                why = ended.why() => why,
+            }
+        };
         let open = self.connections.open(record, true);
         let result =
             copy::socket_and_stream(socket, send, receive, open.counts(), FirstBytes::TlsHandshake, revoked).await;

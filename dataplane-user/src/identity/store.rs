@@ -8,12 +8,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::CertificateDer;
+use tokio::sync::{Notify, watch};
+use tracing::{info, warn};
 
-use super::files::{FileTexts, load_files};
-use super::issuer::{CaFiles, LocalCa};
+use super::anchors::Trust;
+use super::authority::Authority;
+use super::crl::RevocationFile;
+use super::files::load_files;
+use super::remote::Remote;
+use super::source::Source;
 use super::tls::{KeyAndChain, provider};
-use super::verify::Trust;
 use super::{Credential, IdentityError, SpiffeId, TrustBundle};
 
 /// Where certificates come from.
@@ -28,6 +32,8 @@ pub enum CertificateSource {
         /// Roots of the own trust domain.
         roots: PathBuf,
     },
+    /// An authority that is asked over the network; [`CertificateStore::with_authority`] takes it.
+    Authority,
 }
 
 /// PEM files of one identity.
@@ -48,17 +54,23 @@ pub struct StoreConfig {
     pub source: CertificateSource,
     /// The own trust domain.
     pub trust_domain: String,
-    /// Life of a leaf made from an intermediate.
+    /// Life of a leaf made from an intermediate, and that asked of an authority.
     pub ttl: Duration,
+    /// PEM file with revocation lists; it is watched.
+    pub revocation: Option<PathBuf>,
 }
 
 /// Hands out certificates, renews them, and holds whom we trust.
 pub struct CertificateStore {
-    config: StoreConfig,
-    provider: Arc<CryptoProvider>,
+    pub(super) config: StoreConfig,
+    pub(super) provider: Arc<CryptoProvider>,
     trust: Arc<Trust>,
     generation: AtomicU64,
     inner: Mutex<Inner>,
+    /// Raised whenever the state of an identity has changed.
+    pub(super) changed: watch::Sender<u64>,
+    /// There may be a request to make.
+    pub(super) wake: Notify,
 }
 
 impl fmt::Debug for CertificateStore {
@@ -68,19 +80,17 @@ impl fmt::Debug for CertificateStore {
     }
 }
 
-struct Inner {
-    source: Source,
+pub(super) struct Inner {
+    pub(super) source: Source,
     peers: TrustBundle,
-    entries: HashMap<SpiffeId, Entry>,
+    pub(super) entries: HashMap<SpiffeId, Entry>,
+    revoked: Option<RevocationFile>,
+    /// What was last said about files that cannot be used.
+    complaint: String,
 }
 
-enum Source {
-    Directory { files: CaFiles, ca: Box<LocalCa> },
-    Files { texts: FileTexts, roots: Vec<CertificateDer<'static>> },
-}
-
-struct Entry {
-    credential: Arc<Credential>,
+pub(super) struct Entry {
+    pub(super) credential: Arc<Credential>,
     rotate_at: SystemTime,
     failure: Option<String>,
 }
@@ -93,33 +103,50 @@ impl CertificateStore {
     /// its key, not signed by the root.
     pub fn open(config: StoreConfig) -> Result<Arc<Self>, IdentityError> {
         let provider = provider();
-        let trust = Arc::new(Trust::new(provider.clone()));
         let source = Source::load(&config, &provider)?;
+        Self::build(config, provider, source)
+    }
+
+    /// A store that asks `authority`. Nothing is asked before [`Self::run`] runs.
+    ///
+    /// # Errors
+    /// None today; the roots come with the first certificate.
+    pub fn with_authority(config: StoreConfig, authority: Arc<dyn Authority>) -> Result<Arc<Self>, IdentityError> {
+        Self::build(config, provider(), Source::Remote(Box::new(Remote::new(authority))))
+    }
+
+    fn build(config: StoreConfig, provider: Arc<CryptoProvider>, source: Source) -> Result<Arc<Self>, IdentityError> {
+        let revoked = config.revocation.as_deref().map(RevocationFile::new);
         let store = Self {
-            trust,
+            trust: Arc::new(Trust::new(provider.clone())),
             generation: AtomicU64::new(0),
-            inner: Mutex::new(Inner { source, peers: TrustBundle::new(), entries: HashMap::new() }),
+            inner: Mutex::new(Inner {
+                source,
+                peers: TrustBundle::new(),
+                entries: HashMap::new(),
+                revoked,
+                complaint: String::new(),
+            }),
             provider,
             config,
+            changed: watch::Sender::new(0),
+            wake: Notify::new(),
         };
         {
             let mut inner = store.lock();
             store.apply_trust(&inner)?;
             store.adopt_files(&mut inner)?;
         }
+        store.poll_revocation();
         Ok(Arc::new(store))
     }
 
-    /// The certificate of an identity; made on first use where there is an authority.
+    /// The certificate of an identity; made on first use where there is an authority, which an answer is waited for.
     ///
     /// # Errors
     /// If nothing here can speak for it. A certificate that could not be renewed is handed out until it expires.
-    #[allow(
-        clippy::unused_async,
-        reason = "an authority behind the network answers later; callers must not depend on an instant answer"
-    )]
     pub async fn credential(&self, id: &SpiffeId) -> Result<Arc<Credential>, IdentityError> {
-        self.obtain(id, SystemTime::now())
+        if self.is_remote() { self.request(id).await } else { self.obtain(id, SystemTime::now()) }
     }
 
     /// [`Self::credential`] for a moment and without waiting; makes a key, which takes a fraction of a millisecond.
@@ -128,10 +155,8 @@ impl CertificateStore {
     /// As [`Self::credential`].
     pub fn obtain(&self, id: &SpiffeId, now: SystemTime) -> Result<Arc<Credential>, IdentityError> {
         let mut inner = self.lock();
-        if let Some(entry) = inner.entries.get(id)
-            && now < entry.credential.not_after
-        {
-            return Ok(entry.credential.clone());
+        if let Some(credential) = inner.valid(id, now) {
+            return Ok(credential);
         }
         self.renew(&mut inner, id, now)
     }
@@ -140,8 +165,8 @@ impl CertificateStore {
     /// replaced. A failure keeps the old one and is listed by [`Self::failures`].
     pub fn rotate_due(&self, now: SystemTime) -> Vec<SpiffeId> {
         let mut inner = self.lock();
-        if matches!(inner.source, Source::Files { .. }) {
-            // Files are renewed by whoever writes them.
+        if !matches!(inner.source, Source::Directory { .. }) {
+            // Files are renewed by whoever writes them, an authority is asked by `run`.
             return Vec::new();
         }
         let due: Vec<SpiffeId> =
@@ -199,6 +224,9 @@ impl CertificateStore {
     /// # Errors
     /// As [`Self::open`]; everything stays as it was then.
     pub fn reload(&self) -> Result<Vec<SpiffeId>, IdentityError> {
+        if self.is_remote() {
+            return Ok(Vec::new());
+        }
         let fresh = Source::load(&self.config, &self.provider)?;
         let mut inner = self.lock();
         if inner.source.same_text(&fresh) {
@@ -222,9 +250,11 @@ impl CertificateStore {
         Ok(ids)
     }
 
-    /// Forgets identities that nobody here needs any more.
-    pub fn retain(&self, mut needed: impl FnMut(&SpiffeId) -> bool) {
-        self.lock().entries.retain(|id, _| needed(id));
+    /// Looks at the revocation lists; a list that changed ends the tunnels of those on it.
+    pub(super) fn poll_revocation(&self) {
+        if let Some(lists) = self.lock().revoked.as_mut().and_then(RevocationFile::poll) {
+            self.trust.set_revoked(lists);
+        }
     }
 
     /// The own trust domain.
@@ -233,13 +263,36 @@ impl CertificateStore {
         &self.config.trust_domain
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    /// Says once that files cannot be used, and once that they can again (an empty text).
+    pub(super) fn complain(&self, text: &str) {
+        let mut inner = self.lock();
+        if inner.complaint != text {
+            match text {
+                "" => info!("certificates can be read again"),
+                text => warn!("the last good certificates stay in force: {text}"),
+            }
+            text.clone_into(&mut inner.complaint);
+        }
+    }
+
+    /// A random number from 0 to 1; without randomness there is no jitter, which harms nobody.
+    pub(super) fn random_share(&self) -> f64 {
+        let mut random = [0; 2];
+        let _ = self.provider.secure_random.fill(&mut random);
+        f64::from(u16::from_le_bytes(random)) / f64::from(u16::MAX)
+    }
+
+    pub(super) fn is_remote(&self) -> bool {
+        matches!(self.lock().source, Source::Remote(_))
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn apply_trust(&self, inner: &Inner) -> Result<(), IdentityError> {
+    pub(super) fn apply_trust(&self, inner: &Inner) -> Result<(), IdentityError> {
         let mut bundle = inner.peers.clone();
-        bundle.add(&self.config.trust_domain, inner.source.roots().iter().cloned());
+        bundle.add(&self.config.trust_domain, inner.source.roots());
         self.trust.set(&bundle)
     }
 
@@ -248,8 +301,12 @@ impl CertificateStore {
         if id.trust_domain() != self.config.trust_domain {
             return Err(unavailable(format!("it is of another trust domain than ours ({})", self.config.trust_domain)));
         }
-        let Source::Directory { ca, .. } = &inner.source else {
-            return Err(unavailable("no file is configured for it, or the certificate has expired".into()));
+        let ca = match &inner.source {
+            Source::Directory { ca, .. } => ca,
+            Source::Files { .. } => {
+                return Err(unavailable("no file is configured for it, or the certificate has expired".into()));
+            }
+            Source::Remote(_) => return Err(unavailable("the authority has to be asked for it first".into())),
         };
         let material = ca.issue(id, self.config.ttl, now)?;
         self.insert(inner, id, material, now)
@@ -266,7 +323,7 @@ impl CertificateStore {
         Ok(())
     }
 
-    fn insert(
+    pub(super) fn insert(
         &self,
         inner: &mut Inner,
         id: &SpiffeId,
@@ -274,9 +331,10 @@ impl CertificateStore {
         now: SystemTime,
     ) -> Result<Arc<Credential>, IdentityError> {
         let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
-        let rotate_at = half_life(&material, &self.provider, now);
+        let rotate_at = half_life(&material, self.random_share(), now);
         let credential = Arc::new(Credential::new(id.clone(), generation, material, &self.provider, &self.trust)?);
         inner.entries.insert(id.clone(), Entry { credential: credential.clone(), rotate_at, failure: None });
+        self.changed.send_modify(|generation| *generation += 1);
         Ok(credential)
     }
 }
@@ -285,45 +343,24 @@ impl CertificateStore {
 const RETRY: Duration = Duration::from_secs(5);
 
 /// Half of what is left of the life, give or take a tenth, so that a node's certificates do not all fall due at once.
-fn half_life(material: &KeyAndChain, provider: &CryptoProvider, now: SystemTime) -> SystemTime {
+fn half_life(material: &KeyAndChain, share: f64, now: SystemTime) -> SystemTime {
     let left = material.not_after.duration_since(now).unwrap_or_default();
-    let mut random = [0; 2];
-    // Without randomness there is no jitter, which harms nobody.
-    let _ = provider.secure_random.fill(&mut random);
-    let share = 0.45 + 0.1 * f64::from(u16::from_le_bytes(random)) / f64::from(u16::MAX);
     // At the end of the signer's own life what is left shrinks to nothing; a renewal each second is enough.
-    now + left.mul_f64(share).max(Duration::from_secs(1))
+    now + left.mul_f64(0.45 + 0.1 * share).max(Duration::from_secs(1))
 }
 
-impl Source {
-    fn load(config: &StoreConfig, provider: &CryptoProvider) -> Result<Self, IdentityError> {
-        let now = SystemTime::now();
-        match &config.source {
-            CertificateSource::Directory(directory) => {
-                let files = CaFiles::read(directory)?;
-                let ca = LocalCa::new(&files, &config.trust_domain, provider, now)?;
-                Ok(Self::Directory { files, ca: Box::new(ca) })
-            }
-            CertificateSource::Files { certificates, roots } => {
-                let texts = FileTexts::read(certificates, roots)?;
-                let roots = texts.check(&config.trust_domain, provider, now)?;
-                Ok(Self::Files { texts, roots })
-            }
-        }
+impl Inner {
+    pub(super) fn valid(&self, id: &SpiffeId, now: SystemTime) -> Option<Arc<Credential>> {
+        let entry = self.entries.get(id)?;
+        (now < entry.credential.not_after).then(|| entry.credential.clone())
     }
 
-    fn roots(&self) -> &[CertificateDer<'static>] {
-        match self {
-            Self::Directory { ca, .. } => &ca.roots,
-            Self::Files { roots, .. } => roots,
-        }
+    /// Why the last renewal failed, if it did.
+    pub(super) fn failure(&self, id: &SpiffeId) -> Option<String> {
+        self.entries.get(id)?.failure.clone()
     }
 
-    fn same_text(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Directory { files: a, .. }, Self::Directory { files: b, .. }) => a == b,
-            (Self::Files { texts: a, .. }, Self::Files { texts: b, .. }) => a == b,
-            _ => false,
-        }
+    pub(super) fn rotate_at(&self, id: &SpiffeId) -> Option<SystemTime> {
+        self.entries.get(id).map(|entry| entry.rotate_at)
     }
 }

@@ -12,7 +12,8 @@ use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ServerConfig};
 
-use super::verify::{ClientVerifier, ServerVerifier, Trust};
+use super::anchors::{PeerRole, Standing, Trust};
+use super::verify::{ClientVerifier, ServerVerifier};
 use super::{ExpectedPeer, IdentityError, SpiffeId};
 
 /// The application protocol of every tunnel.
@@ -149,6 +150,12 @@ impl Credential {
         let config = Arc::new(config);
         clients.insert(expected.clone(), config.clone());
         config
+    }
+
+    /// Follows whether the peer of a tunnel with this certificate stays acceptable; to be made before the handshake.
+    #[must_use]
+    pub fn standing(&self, role: PeerRole) -> Standing {
+        Standing::new(&self.trust, role)
     }
 
     /// The chain as sent, leaf first.

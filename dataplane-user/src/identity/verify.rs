@@ -1,23 +1,18 @@
 //! Verification of the other side of a tunnel.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::verify_server_cert_signed_by_trust_anchor;
-use rustls::crypto::{CryptoProvider, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, PeerIncompatible, RootCertStore,
-    SignatureScheme,
+    CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, PeerIncompatible, SignatureScheme,
 };
 
+use super::anchors::{PeerRole, Trust};
 use super::pem::Facts;
-use super::{ExpectedPeer, IdentityError, SpiffeId, TrustBundle};
+use super::{ExpectedPeer, SpiffeId};
 
 /// Why a peer's certificate was refused.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
@@ -57,6 +52,12 @@ pub enum PeerError {
         /// The verifier's words.
         reason: String,
     },
+    /// The leaf or an authority above it stands on a revocation list.
+    #[error("CERT_REVOKED: presented {presented}, whose certificate or signer stands on the revocation list")]
+    Revoked {
+        /// Who answered.
+        presented: SpiffeId,
+    },
 }
 
 // rustls prints the inner error of a refused certificate with `Debug`.
@@ -78,99 +79,13 @@ pub fn peer_identity(chain: &[CertificateDer<'_>]) -> Option<SpiffeId> {
     chain.first().and_then(|leaf| leaf_identity(leaf).ok())
 }
 
-fn leaf_identity(leaf: &CertificateDer<'_>) -> Result<SpiffeId, PeerError> {
+pub(super) fn leaf_identity(leaf: &CertificateDer<'_>) -> Result<SpiffeId, PeerError> {
     let facts = Facts::of(leaf).map_err(PeerError::Malformed)?;
     let mut ids = facts.spiffe_ids();
     match (ids.len(), ids.pop()) {
         (1, Some(id)) => Ok(id),
         (0, _) => Err(PeerError::NoIdentity(if facts.uris.is_empty() { "none".into() } else { facts.uris.join(", ") })),
         _ => Err(PeerError::SeveralIdentities(facts.uris.join(", "))),
-    }
-}
-
-/// Roots of all trusted domains, replaced as a whole; every handshake sees the newest.
-pub(super) struct Trust {
-    domains: ArcSwap<HashMap<String, DomainRoots>>,
-    provider: Arc<CryptoProvider>,
-}
-
-struct DomainRoots {
-    roots: Arc<RootCertStore>,
-    clients: Arc<dyn ClientCertVerifier>,
-}
-
-impl fmt::Debug for Trust {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Trust").field(&self.names()).finish()
-    }
-}
-
-impl Trust {
-    pub(super) fn new(provider: Arc<CryptoProvider>) -> Self {
-        Self { domains: ArcSwap::default(), provider }
-    }
-
-    /// Replaces all roots; on an error the old ones stay.
-    pub(super) fn set(&self, bundle: &TrustBundle) -> Result<(), IdentityError> {
-        let mut domains = HashMap::new();
-        for (domain, roots) in bundle.domains().filter(|(_, roots)| !roots.is_empty()) {
-            let mut store = RootCertStore::empty();
-            for root in roots {
-                store.add(root.clone()).map_err(|error| IdentityError::Tls {
-                    what: "root certificate",
-                    reason: format!("trust domain {domain}: {error}"),
-                })?;
-            }
-            let roots = Arc::new(store);
-            let clients = WebPkiClientVerifier::builder_with_provider(roots.clone(), self.provider.clone())
-                .build()
-                .map_err(|error| IdentityError::Tls {
-                    what: "client verifier",
-                    reason: format!("trust domain {domain}: {error}"),
-                })?;
-            domains.insert(domain.to_owned(), DomainRoots { roots, clients });
-        }
-        self.domains.store(Arc::new(domains));
-        Ok(())
-    }
-
-    fn names(&self) -> String {
-        let domains = self.domains.load();
-        let mut names: Vec<_> = domains.keys().map(String::as_str).collect();
-        names.sort_unstable();
-        names.join(", ")
-    }
-
-    fn with_roots<T>(
-        &self,
-        presented: &SpiffeId,
-        check: impl FnOnce(&DomainRoots) -> Result<T, rustls::Error>,
-    ) -> Result<T, rustls::Error> {
-        let domains = self.domains.load();
-        let Some(roots) = domains.get(presented.trust_domain()) else {
-            return Err(PeerError::UntrustedDomain { presented: presented.clone(), trusted: self.names() }.into());
-        };
-        check(roots).map_err(|error| {
-            PeerError::Chain {
-                presented: presented.clone(),
-                domain: presented.trust_domain().to_owned(),
-                reason: error.to_string(),
-            }
-            .into()
-        })
-    }
-
-    fn verify_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
-    }
-
-    fn schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
 
@@ -199,11 +114,7 @@ impl ServerCertVerifier for ServerVerifier {
         if !self.expected.matches(&presented) {
             return Err(PeerError::Unexpected { presented, expected: self.expected.to_string() }.into());
         }
-        let algorithms = self.trust.provider.signature_verification_algorithms.all;
-        self.trust.with_roots(&presented, |domain| {
-            let parsed = ParsedCertificate::try_from(end_entity)?;
-            verify_server_cert_signed_by_trust_anchor(&parsed, &domain.roots, intermediates, now, algorithms)
-        })?;
+        self.trust.verify(&presented, end_entity, intermediates, PeerRole::Server, now)?;
         Ok(ServerCertVerified::assertion())
     }
 
@@ -249,7 +160,8 @@ impl ClientCertVerifier for ClientVerifier {
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
         let presented = leaf_identity(end_entity)?;
-        self.trust.with_roots(&presented, |domain| domain.clients.verify_client_cert(end_entity, intermediates, now))
+        self.trust.verify(&presented, end_entity, intermediates, PeerRole::Client, now)?;
+        Ok(ClientCertVerified::assertion())
     }
 
     fn verify_tls12_signature(

@@ -145,6 +145,12 @@ impl Connector {
         self.roots.as_ref().map(|file| file.read()).transpose().map_err(ChannelError::File)
     }
 
+    /// The token as the next call will send it, if there is one.
+    #[must_use]
+    pub fn token(&self) -> Option<String> {
+        self.credentials.token.as_ref()?.read().ok()
+    }
+
     /// Connects, with the roots as they are on disk now.
     ///
     /// # Errors

@@ -1,7 +1,10 @@
 //! Talking to Istio's control plane.
 
+pub mod ca;
+pub mod ca_settings;
 pub mod channel;
 pub mod kept;
+pub mod token;
 pub mod wds;
 mod wds_convert;
 mod wds_convert_policy;

@@ -8,8 +8,8 @@ use super::channel::ChannelConfig;
 use super::xds_proto::{Kind, Node, Struct, Value};
 use crate::state::{ControlPlane, NodeConfig, SourceId};
 
-const DEFAULT_ROOTS: &str = "./var/run/secrets/istio/root-cert.pem";
-const DEFAULT_TOKEN: &str = "./var/run/secrets/tokens/istio-token";
+pub(super) const DEFAULT_ROOTS: &str = "./var/run/secrets/istio/root-cert.pem";
+pub(super) const DEFAULT_TOKEN: &str = "./var/run/secrets/tokens/istio-token";
 const DEFAULT_IP: &str = "1.1.1.1";
 
 /// One server.
@@ -37,15 +37,15 @@ impl Environment {
         Self(std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect())
     }
 
-    fn get(&self, name: &str) -> Option<&str> {
+    pub(super) fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str).filter(|text| !text.is_empty())
     }
 
-    fn or<'a>(&'a self, name: &str, default: &'a str) -> &'a str {
+    pub(super) fn or<'a>(&'a self, name: &str, default: &'a str) -> &'a str {
         self.get(name).unwrap_or(default)
     }
 
-    fn with_prefix<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a str, &'a str)> {
+    pub(super) fn with_prefix<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a str, &'a str)> {
         self.0.iter().filter_map(move |(name, value)| Some((name.strip_prefix(prefix)?, value.as_str())))
     }
 }
@@ -94,7 +94,7 @@ fn with_environment(plane: ControlPlane, environment: &Environment) -> ControlPl
 }
 
 /// `host:port` alone means TLS.
-fn with_scheme(address: String) -> String {
+pub(super) fn with_scheme(address: String) -> String {
     if address.is_empty() || address.contains("://") { address } else { format!("https://{address}") }
 }
 

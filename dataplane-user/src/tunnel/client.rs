@@ -18,13 +18,15 @@ use tokio::{
     task::spawn_local,
     time::{Instant, timeout},
 };
+use tracing::warn;
 
 use super::{
+    ended::{ENDING, End, Ended, owned},
     settings::{self, SendStream},
     tls::{TlsStream, Transport},
 };
 use crate::hbone::{ConnError, Leg};
-use crate::identity::SpiffeId;
+use crate::identity::{SpiffeId, Standing};
 
 /// Progress of the transport below a tunnel, as the kernel sees it: any number that grows when the peer acknowledges.
 pub type Progress = Box<dyn Fn() -> u64>;
@@ -42,6 +44,7 @@ struct Shared {
     peer: Option<SpiffeId>,
     peer_address: String,
     endpoint: RefCell<Option<Rc<str>>>,
+    ended: Ended,
 }
 
 /// A tunnel to a peer. Clones are handles to the same tunnel.
@@ -85,6 +88,11 @@ impl StreamSlot {
         self.0.peer.as_ref()
     }
 
+    /// Tells when the far end's certificate was withdrawn.
+    pub fn ended(&self) -> Ended {
+        self.0.ended.clone()
+    }
+
     /// Where the tunnel leads, as text for logs.
     pub fn peer_address(&self) -> &str {
         &self.0.peer_address
@@ -124,6 +132,7 @@ impl Tunnel {
     pub async fn establish<IO>(
         io: IO,
         session: UnbufferedClientConnection,
+        standing: Standing,
         generation: u64,
         address: String,
         legs: Legs,
@@ -139,13 +148,15 @@ impl Tunnel {
                 return Err(failed(&"the peer did not agree on HTTP/2 (ALPN h2)"));
             }
             let peer = crate::identity::peer_identity(tls.peer_certificates());
+            let chain = owned(tls.peer_certificates());
             let (send, connection) =
                 settings::client().handshake::<_, Bytes>(tls).await.map_err(|error| failed(&error))?;
-            Ok((send, connection, peer))
+            Ok((send, connection, peer, chain))
         })
         .await
         .map_err(|_| failed(&"no answer within 10 s"))?;
-        let (send, connection, peer) = made?;
+        let (send, connection, peer, chain) = made?;
+        let (end, ended) = Ended::new();
         let now = Instant::now();
         let shared = Rc::new(Shared {
             streams: Cell::new(0),
@@ -158,8 +169,10 @@ impl Tunnel {
             peer,
             peer_address: address,
             endpoint: RefCell::new(None),
+            ended,
         });
-        spawn_local(drive(connection, shared.clone(), progress));
+        let lost = lose(standing.lost(chain), end, shared.clone());
+        spawn_local(drive(connection, shared.clone(), progress, lost));
         Ok(Self { send, shared })
     }
 
@@ -260,8 +273,12 @@ pub fn describe_tls(error: &io::Error) -> String {
 }
 
 /// Runs a tunnel until it is closed: moves its frames, sends PINGs, ends it when it is unused.
-async fn drive<IO>(mut connection: Connection<IO, Bytes>, shared: Rc<Shared>, progress: Option<Progress>)
-where
+async fn drive<IO>(
+    mut connection: Connection<IO, Bytes>,
+    shared: Rc<Shared>,
+    progress: Option<Progress>,
+    lost: impl Future<Output = ()>,
+) where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
     let ping_pong = connection.ping_pong();
@@ -274,8 +291,18 @@ where
     tokio::select! {
         _ = connection => {}
         () = watch => {}
+        () = lost => {}
     }
     shared.broken.set(true);
+}
+
+/// Returns when the peer's certificate was withdrawn and the streams had time to end.
+async fn lose(lost: impl Future<Output = String>, end: End, shared: Rc<Shared>) {
+    let why = lost.await;
+    warn!("the tunnel to {} ends: {why}", shared.peer_address);
+    shared.broken.set(true);
+    end.tell(&why);
+    tokio::time::sleep(ENDING).await;
 }
 
 /// Returns when the tunnel is dead or no longer needed.

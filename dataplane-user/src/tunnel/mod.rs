@@ -6,6 +6,7 @@
 
 pub mod client;
 pub mod copy;
+pub mod ended;
 pub mod ends;
 pub mod h2io;
 pub mod inner;

@@ -6,19 +6,31 @@ use bytes::Bytes;
 use h2::{RecvStream, server::SendResponse};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use rustls::server::UnbufferedServerConnection;
-use tokio::{net::TcpStream, sync::watch, task::spawn_local, time::timeout};
+use tokio::{
+    net::TcpStream,
+    sync::watch,
+    task::spawn_local,
+    time::{Instant, sleep_until, timeout},
+};
+use tracing::warn;
 
 use super::{
     client::describe_tls,
+    ended::{ENDING, Ended, owned},
     settings::{self, SendStream},
     tls::TlsStream,
 };
-use crate::{hbone::Authority, identity::SpiffeId};
+use crate::{
+    hbone::Authority,
+    identity::{SpiffeId, Standing},
+};
 
 /// A CONNECT waiting for its answer.
 pub struct Incoming {
     /// What the peer asked for.
     pub request: Request<RecvStream>,
+    /// Tells when the peer's certificate was withdrawn.
+    pub ended: Ended,
     respond: SendResponse<Bytes>,
 }
 
@@ -57,13 +69,15 @@ impl Incoming {
 
 /// Serves one accepted connection until the peer closes it or `drain` turns true and its streams are done.
 ///
-/// `handle` is called for every CONNECT with the peer's identity.
+/// `handle` is called for every CONNECT with the peer's identity. When the peer's certificate is withdrawn its streams are
+/// told, and the connection is closed.
 ///
 /// # Errors
 /// Words for the log when TLS or the preface fails: which of the two, and why.
 pub async fn serve<H, F>(
     socket: TcpStream,
     session: UnbufferedServerConnection,
+    standing: Standing,
     mut drain: watch::Receiver<bool>,
     handle: H,
 ) -> Result<(), String>
@@ -79,16 +93,21 @@ where
         }
         let peer = crate::identity::peer_identity(tls.peer_certificates())
             .ok_or("TLS: the peer's certificate names no SPIFFE identity")?;
+        let chain = owned(tls.peer_certificates());
         let connection =
             settings::server().handshake::<_, Bytes>(tls).await.map_err(|error| format!("HTTP/2 preface: {error}"))?;
-        Ok((connection, Rc::new(peer)))
+        Ok((connection, Rc::new(peer), chain))
     })
     .await;
-    let (mut connection, peer) = match accepted {
+    let (mut connection, peer, chain) = match accepted {
         Ok(made) => made?,
         Err(_) => return Err("no TLS handshake within 10 s".to_owned()),
     };
     let mut draining = *drain.borrow();
+    let (end, ended) = Ended::new();
+    let lost = standing.lost(chain);
+    tokio::pin!(lost);
+    let mut closing: Option<Instant> = None;
     loop {
         if draining {
             connection.graceful_shutdown();
@@ -96,11 +115,18 @@ where
         tokio::select! {
             incoming = connection.accept() => match incoming {
                 Some(Ok((request, respond))) => {
-                    spawn_local(handle(Incoming { request, respond }, peer.clone()));
+                    spawn_local(handle(Incoming { request, respond, ended: ended.clone() }, peer.clone()));
                 }
                 // A tunnel cut off by its peer ends its streams; each says so in its own line of the log.
                 Some(Err(_)) | None => return Ok(()),
             },
+            why = &mut lost, if closing.is_none() => {
+                warn!("a tunnel of {peer} ends: {why}");
+                end.tell(&why);
+                closing = Some(Instant::now() + ENDING);
+            },
+            // Streams that were told reset their applications meanwhile.
+            () = sleep_until(closing.unwrap_or_else(Instant::now)), if closing.is_some() => return Ok(()),
             changed = drain.changed(), if !draining => {
                 draining = changed.is_err() || *drain.borrow();
             }

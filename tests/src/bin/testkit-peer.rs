@@ -63,6 +63,9 @@ enum Client {
         seconds: f64,
         #[arg(long)]
         count: Option<u64>,
+        /// Connections begun per second
+        #[arg(long)]
+        rate: Option<f64>,
     },
     /// The time connect takes
     ConnectCost { to: SocketAddr, count: usize },
@@ -97,8 +100,8 @@ fn run(cli: Cli) -> testkit::Result<()> {
         Client::Load { to, text, seconds } => block_on(client::load(to, &text, seconds)),
         Client::Stream { to, seconds, bytes } => block_on(measure::stream(to, seconds, bytes)),
         Client::PingPong { to, connections, seconds } => block_on(measure::ping_pong(to, connections, seconds)),
-        Client::Connections { to, parallel, seconds, count } => {
-            block_on(measure::connections(to, parallel, seconds, count))
+        Client::Connections { to, parallel, seconds, count, rate } => {
+            block_on(measure::connections(to, parallel, seconds, count, rate))
         }
         Client::ConnectCost { to, count } => measure::connect_cost(to, count),
     }

@@ -134,11 +134,18 @@ fn percentile(sorted: &[Duration], percent: usize) -> f64 {
     sorted.get(index).map_or(0.0, |time| time.as_secs_f64() * 1e6)
 }
 
-/// Opens, uses once and closes connections to an echo server, `parallel` at a time, and prints [`Connections`].
+/// Opens, uses once and closes connections to an echo server, `parallel` at a time, and prints [`Connections`]. With a
+/// `rate` per second they are begun evenly, as far as the answers allow.
 ///
 /// # Errors
 /// Only if a task is lost; failed connections are counted.
-pub async fn connections(to: SocketAddr, parallel: usize, seconds: f64, count: Option<u64>) -> Result<()> {
+pub async fn connections(
+    to: SocketAddr,
+    parallel: usize,
+    seconds: f64,
+    count: Option<u64>,
+    rate: Option<f64>,
+) -> Result<()> {
     let start = Instant::now();
     let length = Duration::from_secs_f64(seconds);
     let share = count.map(|count| count.div_ceil(parallel as u64)).unwrap_or(u64::MAX);
@@ -146,13 +153,18 @@ pub async fn connections(to: SocketAddr, parallel: usize, seconds: f64, count: O
     for _ in 0..parallel {
         tasks.push(tokio::spawn(async move {
             let (mut completed, mut failed) = (0_u64, 0_u64);
+            let mut pace =
+                rate.map(|rate| tokio::time::interval(Duration::from_secs_f64(parallel as f64 / rate.max(0.001))));
             while start.elapsed() < length && completed + failed < share {
+                if let Some(pace) = &mut pace {
+                    pace.tick().await;
+                }
                 match whole_connection(to).await {
                     Ok(()) => completed += 1,
                     Err(error) => {
                         failed += 1;
                         if failed <= 3 {
-                            eprintln!("{error}");
+                            eprintln!("after {:.1} s: {error}", start.elapsed().as_secs_f64());
                         }
                     }
                 }

@@ -14,7 +14,7 @@ pub use guard::stale_cleanup;
 pub use model::gateway_identity;
 
 use crate::{Daemon, Place, Result, cgroup, context, netns};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
@@ -44,6 +44,8 @@ pub struct Topology {
     policies: Vec<serde_json::Value>,
     exclusions: Option<serde_json::Value>,
     workers: Option<usize>,
+    /// By node: keys of its `causeway` section.
+    sections: BTreeMap<usize, serde_json::Value>,
     closed: bool,
 }
 
@@ -176,6 +178,7 @@ impl Topology {
             policies: Vec::new(),
             exclusions: None,
             workers: None,
+            sections: BTreeMap::new(),
             closed: false,
         };
         netns::create(&topology.wan_name())?;
@@ -275,6 +278,11 @@ impl Topology {
         self.exclusions = Some(exclusions);
     }
 
+    /// Keys of a node's `causeway` section that differ from what the kit would write; null takes a key away.
+    pub fn set_section(&mut self, node: NodeId, keys: serde_json::Value) {
+        self.sections.insert(node.0, keys);
+    }
+
     /// The number of workers of every daemon; without it the daemon chooses.
     pub fn set_workers(&mut self, workers: usize) {
         self.workers = Some(workers);
@@ -316,6 +324,51 @@ impl Topology {
     /// If the node is of another topology.
     pub fn node_place(&self, node: NodeId) -> &Place {
         &self.node_data(node).place
+    }
+
+    /// The name of a node, as its workloads carry it.
+    pub fn node_name(&self, node: NodeId) -> &str {
+        &self.node_data(node).name
+    }
+
+    /// The nodes of a cluster.
+    pub fn nodes_of(&self, cluster: ClusterId) -> Vec<NodeId> {
+        self.nodes().filter(|node| self.node_data(*node).cluster == cluster.0).collect()
+    }
+
+    /// The pods on a node.
+    pub fn pods_on(&self, node: NodeId) -> Vec<Pod> {
+        self.pods.iter().filter(|pod| pod.data().node == node.0).cloned().collect()
+    }
+
+    /// Whether a pod is in the mesh.
+    pub fn is_enrolled(&self, pod: &Pod) -> bool {
+        self.enrolled.contains(&pod.data().uid)
+    }
+
+    /// The name of a cluster and of its network.
+    ///
+    /// # Panics
+    /// If the cluster is of another topology.
+    pub fn cluster_names(&self, cluster: ClusterId) -> (&str, &str) {
+        match self.clusters.get(cluster.0) {
+            Some(cluster) => (&cluster.name, &cluster.network),
+            None => panic!("the cluster belongs to another topology"),
+        }
+    }
+
+    /// Makes the certificate authorities of all clusters, if they are not there yet.
+    ///
+    /// # Errors
+    /// What `causeway ca` said.
+    pub fn authorities(&self) -> Result<()> {
+        if self.scratch.join("ca").exists() { Ok(()) } else { self.make_authorities() }
+    }
+
+    /// The folder of a cluster's intermediate, in the layout of Istio's `cacerts`.
+    pub fn authority(&self, cluster: ClusterId) -> PathBuf {
+        let found = self.clusters.get(cluster.0);
+        found.map(|known| self.ca_folder(&known.trust_domain).join(&known.name)).unwrap_or_default()
     }
 
     /// The address of a node.

@@ -50,6 +50,11 @@ impl Topology {
     /// # Errors
     /// If the node is of another topology.
     pub fn model(&self, node: NodeId) -> Result<Value> {
+        let section = self.sections.get(&node.0);
+        if section.and_then(|keys| keys.pointer("/controlPlane/address")).is_some() {
+            // The mesh comes from the control plane; the file says what is local to the node.
+            return Ok(json!({"causeway": self.node_section(self.node_data(node))?}));
+        }
         let node = self.node_data(node);
         let network = self.network(node);
         let mut workloads: Vec<Value> =
@@ -113,6 +118,13 @@ impl Topology {
         }
         if let Some(exclusions) = &self.exclusions {
             fields.insert("exclusions".into(), exclusions.clone());
+        }
+        let number = self.nodes.iter().position(|known| known.name == node.name).unwrap_or(usize::MAX);
+        for (key, value) in self.sections.get(&number).and_then(Value::as_object).into_iter().flatten() {
+            match value {
+                Value::Null => fields.remove(key),
+                value => fields.insert(key.clone(), value.clone()),
+            };
         }
         Ok(section)
     }

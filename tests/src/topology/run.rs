@@ -26,14 +26,12 @@ impl Topology {
     /// # Errors
     /// The first step that failed.
     pub fn prepare(&self) -> Result<()> {
-        if !self.scratch.join("ca").exists() {
-            self.make_authorities()?;
-        }
+        self.authorities()?;
         self.publish()
     }
 
     /// One root per trust domain, one intermediate per cluster.
-    fn make_authorities(&self) -> Result<()> {
+    pub(super) fn make_authorities(&self) -> Result<()> {
         let mut domains: Vec<&str> = self.clusters.iter().map(|cluster| cluster.trust_domain.as_str()).collect();
         domains.dedup();
         let place = self.wan_place();

@@ -119,7 +119,7 @@ fn certificates_rotate_around_half_of_their_life() {
     assert!(second.generation > first.generation);
     assert_eq!(store.rotate_due(hours(14)), [], "once");
     assert!(store.next_rotation().unwrap() > hours(20));
-    store.retain(|_| false);
+    store.need([]);
     assert_eq!(store.next_rotation(), None);
 }
 
@@ -221,7 +221,12 @@ fn ready_made_files_are_checked_and_served() {
     let web = id("a", "web");
     let source = ready_made(&folder, &web);
     let open = |source: CertificateSource, domain: &str| {
-        CertificateStore::open(StoreConfig { source, trust_domain: domain.into(), ttl: Duration::from_secs(60) })
+        CertificateStore::open(StoreConfig {
+            source,
+            trust_domain: domain.into(),
+            ttl: Duration::from_secs(60),
+            revocation: None,
+        })
     };
     let store = open(source.clone(), "a").unwrap();
     let first = store.obtain(&web, SystemTime::now()).unwrap();

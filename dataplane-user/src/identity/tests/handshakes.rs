@@ -7,9 +7,9 @@ use rustls::pki_types::{PrivatePkcs8KeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, ProtocolVersion, ServerConfig, ServerConnection};
 
 use super::*;
+use crate::identity::anchors::Trust;
 use crate::identity::issuer::{CaFiles, LocalCa};
 use crate::identity::tls::{KeyAndChain, provider};
-use crate::identity::verify::Trust;
 
 /// Passes records to and fro until both sides are done; the error is of the side named first in it.
 fn handshake(

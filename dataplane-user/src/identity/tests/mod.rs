@@ -3,6 +3,8 @@
 
 mod files;
 mod handshakes;
+mod remote;
+mod revocation;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -47,6 +49,7 @@ fn config(directory: PathBuf, trust_domain: &str) -> StoreConfig {
         source: CertificateSource::Directory(directory),
         trust_domain: trust_domain.to_owned(),
         ttl: Duration::from_secs(24 * 3600),
+        revocation: None,
     }
 }
 

@@ -26,7 +26,8 @@ pub(super) fn node(raw: &raw::Node, base: &Path, problems: &mut Problems) -> Opt
         name => name,
     };
     trust_domain_name(trust_domain, &place.key("trustDomain"), problems);
-    let identity = store(&raw.identity, trust_domain, base, &place.key("identity"), problems);
+    let control_plane = raw.control_plane.as_ref().map(|plane| control_plane(plane, base));
+    let identity = store(&raw.identity, control_plane.is_some(), trust_domain, base, &place.key("identity"), problems);
     let role = raw.gateway.as_ref().map(|role| gateway_role(role, trust_domain, &place.key("gateway"), problems));
     Some(NodeConfig {
         node: required(&raw.node, &place.key("node"), problems),
@@ -60,7 +61,7 @@ pub(super) fn node(raw: &raw::Node, base: &Path, problems: &mut Problems) -> Opt
             raw::PlaintextToMesh::Allow => PlaintextToMesh::Allow,
             raw::PlaintextToMesh::Refuse => PlaintextToMesh::Refuse,
         },
-        control_plane: raw.control_plane.as_ref().map(|plane| control_plane(plane, base)),
+        control_plane,
     })
 }
 
@@ -89,6 +90,7 @@ fn trust_domain_name(name: &str, place: &Place, problems: &mut Problems) {
 
 fn store(
     raw: &raw::Identity,
+    asks_authority: bool,
     trust_domain: &str,
     base: &Path,
     place: &Place,
@@ -122,16 +124,22 @@ fn store(
                 .collect(),
             roots: base.join(roots),
         },
+        (None, None, []) if asks_authority => CertificateSource::Authority,
         _ => {
             problems.add(
                 place,
-                "needs either caDirectory, or certificates together with roots",
+                "needs either caDirectory, or certificates together with roots, or controlPlane beside it",
                 "write caDirectory: <folder made by \"causeway ca\">",
             );
             return None;
         }
     };
-    Some(StoreConfig { source, trust_domain: trust_domain.to_owned(), ttl })
+    Some(StoreConfig {
+        source,
+        trust_domain: trust_domain.to_owned(),
+        ttl,
+        revocation: raw.crl.as_ref().map(|path| base.join(path)),
+    })
 }
 
 fn duration(text: &str) -> Option<Duration> {

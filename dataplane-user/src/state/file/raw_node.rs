@@ -21,7 +21,8 @@ pub(super) struct Node {
     /// Domain of the cluster's service names; without it, cluster.local.
     #[serde(default)]
     pub(super) cluster_domain: String,
-    /// Where certificates come from.
+    /// Where certificates come from; without it, from the authority of controlPlane.
+    #[serde(default)]
     pub(super) identity: Identity,
     /// Istio's control plane.
     #[serde(default)]
@@ -72,7 +73,7 @@ pub(super) struct ControlPlane {
 }
 
 /// Either caDirectory, or certificates and roots.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Identity {
     /// Folder with ca-cert.pem, ca-key.pem, root-cert.pem and cert-chain.pem of an intermediate.
@@ -84,9 +85,12 @@ pub(super) struct Identity {
     /// PEM file with the roots of the own trust domain.
     #[serde(default)]
     pub(super) roots: Option<String>,
-    /// Life of certificates made from the intermediate, as 24h, 90m or 30s.
+    /// Life of certificates made from the intermediate or asked of the authority, as 24h, 90m or 30s.
     #[serde(default)]
     pub(super) ttl: Option<String>,
+    /// PEM file with certificate revocation lists; it is watched.
+    #[serde(default)]
+    pub(super) crl: Option<String>,
 }
 
 /// Certificate of one identity.

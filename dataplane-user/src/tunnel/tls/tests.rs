@@ -56,6 +56,7 @@ async fn credential() -> Arc<Credential> {
         source: CertificateSource::Directory(folder.join("c1")),
         trust_domain: "cluster.local".to_owned(),
         ttl: Duration::from_secs(3600),
+        revocation: None,
     })
     .unwrap();
     let credential = store.credential(&id("a")).await.unwrap();
