@@ -1,7 +1,7 @@
 //! Daemons whose mesh comes from control planes, while that mesh changes without pause.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed step is a failed test")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -159,14 +159,21 @@ fn ten_thousand_random_updates_drop_and_misroute_no_connection() {
                     let mut random = Random(u64::from(std::process::id()) << 8 | (index as u64 + 1));
                     let mut present = BTreeSet::new();
                     for push in 0..UPDATES / PER_PUSH {
-                        let (mut set, mut remove) = (Vec::new(), Vec::new());
+                        let (mut set, mut remove) = (BTreeMap::new(), BTreeSet::new());
                         for number in 0..PER_PUSH {
                             let (new, gone) = update(model, push * PER_PUSH + number, &mut random, &mut present);
-                            set.extend(new);
-                            remove.extend(gone);
+                            // Of two changes of one name in one push the later counts.
+                            if let Some(new) = new {
+                                remove.remove(&new.name);
+                                set.insert(new.name.clone(), new);
+                            }
+                            if let Some(gone) = gone {
+                                set.remove(&gone);
+                                remove.insert(gone);
+                            }
                         }
                         let remove: Vec<&str> = remove.iter().map(String::as_str).collect();
-                        plane.change(set, &remove);
+                        plane.change(set.into_values(), &remove);
                         std::thread::sleep(Duration::from_millis(10));
                     }
                     let remove: Vec<&str> = present.iter().map(String::as_str).collect();

@@ -55,7 +55,7 @@ const LABELS: [&str; 26] = [
 /// The label that is the same on all of these metrics.
 const PROTOCOL: (&str, &str) = ("request_protocol", "tcp");
 
-/// Values of [`LABELS`].
+/// Values of the labels, in their order.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Labels([Arc<str>; LABELS.len()]);
 

@@ -116,3 +116,27 @@ pub fn is_own(client: IpAddr, own: &[IpAddr]) -> bool {
     let client = client.to_canonical();
     client.is_loopback() || own.iter().any(|ip| ip.to_canonical() == client)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
+    use super::*;
+
+    #[test]
+    fn only_the_pods_own_addresses_may_use_its_dns_sockets() {
+        let own: Vec<IpAddr> = ["10.0.0.2", "fd00::2"].iter().map(|text| text.parse().unwrap()).collect();
+        for (client, expected) in [
+            ("10.0.0.2", true),
+            ("::ffff:10.0.0.2", true),
+            ("fd00::2", true),
+            ("127.0.0.1", true),
+            ("::1", true),
+            ("10.0.0.3", false),
+            ("fd00::3", false),
+            ("172.30.1.1", false),
+        ] {
+            assert_eq!(is_own(client.parse().unwrap(), &own), expected, "{client}");
+        }
+    }
+}

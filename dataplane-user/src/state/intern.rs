@@ -9,6 +9,9 @@ use crate::identity::{SpiffeError, SpiffeId};
 /// Texts known at the time of the first sweep.
 const FIRST_SWEEP: usize = 4096;
 
+/// Trust domain, namespace and service account.
+type IdentityParts = (Arc<str>, Arc<str>, Arc<str>);
+
 /// Shares equal values; forgets those that nobody else uses once its size has doubled.
 #[derive(Debug, Default)]
 pub struct Intern {
@@ -16,7 +19,7 @@ pub struct Intern {
     ports: HashSet<Ports>,
     gateways: HashSet<Arc<GatewayRef>>,
     localities: HashSet<Locality>,
-    identities: HashMap<(Arc<str>, Arc<str>, Arc<str>), SpiffeId>,
+    identities: HashMap<IdentityParts, SpiffeId>,
     sweep_at: usize,
 }
 

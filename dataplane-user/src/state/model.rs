@@ -90,6 +90,9 @@ pub struct Model {
     gateways: Arc<HashMap<Arc<str>, Vec<Gateway>>>,
 }
 
+/// How well a range fits: of the client's namespace, its prefix, canonical.
+type Rank = (bool, u8, bool);
+
 impl Model {
     /// A model of one source, the file. Of two records with one key the later wins; sources that must not have such report
     /// them first.
@@ -191,7 +194,7 @@ impl Model {
         if let Some(exact) = network.vips.get(&ip).and_then(|several| preferred(several.as_slice(), client_namespace)) {
             return Some(exact);
         }
-        let mut best: Option<((bool, u8, bool), &Arc<Service>)> = None;
+        let mut best: Option<(Rank, &Arc<Service>)> = None;
         for (range, service) in network.ranges.containing(ip) {
             let rank = (&*service.namespace == client_namespace, range.prefix(), service.canonical);
             // Of equals the first wins.

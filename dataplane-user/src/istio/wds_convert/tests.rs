@@ -85,7 +85,7 @@ fn workload_fields_become_what_they_mean() {
                 let config = Any { type_url: "t".into(), value: vec![0xff, 0].into() };
                 w.extensions = vec![wds::Extension { name: "x".into(), config: Some(config) }];
             },
-            |w| &*w.extensions[0].config == [0xff, 0],
+            |w| *w.extensions[0].config == [0xff, 0],
         ),
     ];
     for (name, change, holds) in rows {
