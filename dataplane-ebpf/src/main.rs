@@ -2,18 +2,9 @@
 //! [`causeway_ebpf::decide`] for the verdict, apply it.
 #![no_std]
 #![no_main]
-#![allow(
-    unsafe_code,
-    reason = "program contexts and helpers are raw pointers of the kernel; the verifier proves every access before the program runs"
-)]
-#![allow(
-    clippy::undocumented_unsafe_blocks,
-    reason = "the contract is the same for every block: the verifier checked the access"
-)]
-#![allow(
-    clippy::multiple_unsafe_ops_per_block,
-    reason = "context fields are read in groups, all under the verifier's proof"
-)]
+#![allow(unsafe_code, reason = "contexts are raw pointers of the kernel; the verifier proves every access")]
+#![allow(clippy::undocumented_unsafe_blocks, reason = "every block has that one contract with the verifier")]
+#![allow(clippy::multiple_unsafe_ops_per_block, reason = "context fields are read in groups under that proof")]
 
 mod programs;
 
