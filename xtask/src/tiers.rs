@@ -51,10 +51,13 @@ pub fn run(only: Option<Tier>, versions: &[String], filter: Option<&str>) -> Res
     if wanted(Tier::Pure) {
         pure(filter, &mut totals)?;
     }
-    let suites = suites()?;
+    let suites = suites(filter)?;
     if wanted(Tier::Netns) || wanted(Tier::Interop) || wanted(Tier::ControlPlane) || !versions.is_empty() {
         sh::step("building the daemon and the suites");
-        sh::cargo(&["build", "--release", "--workspace", "--bins", "--tests"])?;
+        let needed = suites.iter().filter(|(tier, _)| wanted(*tier) || !versions.is_empty());
+        let mut args = vec!["build", "--release", "--workspace", "--bins"];
+        args.extend(needed.flat_map(|(_, suite)| ["--test", suite.as_str()]));
+        sh::cargo(&args)?;
     }
     if wanted(Tier::Netns) {
         if packages::is_root() {
@@ -133,8 +136,8 @@ fn cargo_test(suite: &str, args: &[&str], totals: &mut Totals) -> Result<()> {
     Ok(())
 }
 
-/// The suites in `tests/tests`, by tier.
-fn suites() -> Result<Vec<(Tier, String)>> {
+/// The suites in `tests/tests`, by tier; with a filter only those that have a test of such a name.
+fn suites(filter: Option<&str>) -> Result<Vec<(Tier, String)>> {
     let folder = paths::root().join("tests").join("tests");
     let mut suites = Vec::new();
     for name in stems(&folder) {
@@ -146,7 +149,14 @@ fn suites() -> Result<Vec<(Tier, String)>> {
         };
         suites.push((tier, name));
     }
-    if suites.is_empty() { Err(format!("no suites in {}", folder.display())) } else { Ok(suites) }
+    if suites.is_empty() {
+        return Err(format!("no suites in {}", folder.display()));
+    }
+    if let Some(filter) = filter {
+        let text = |name: &str| fs::read_to_string(folder.join(format!("{name}.rs"))).unwrap_or_default();
+        suites.retain(|(_, name)| text(name).contains(filter));
+    }
+    Ok(suites)
 }
 
 /// The names of the Rust files in a folder, without their ending, in order.
