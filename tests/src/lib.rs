@@ -42,6 +42,7 @@ pub mod process;
 pub mod resolver;
 pub mod sys;
 pub mod topology;
+pub mod ztunnel;
 
 pub use capture::Capture;
 pub use daemon::Daemon;

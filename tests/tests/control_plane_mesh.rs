@@ -4,9 +4,10 @@
 use serde_json::{Value, json};
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
+use testkit::certificates::issue;
 use testkit::fixture::TwoClusters;
 use testkit::istiod::ControlPlane;
-use testkit::{Proc, apps, process};
+use testkit::{Pod, Proc, apps, envoy, process};
 
 struct Stage {
     // Ended before the topology's namespaces go.
@@ -23,10 +24,17 @@ fn vip(c: u8, n: u8) -> Ipv4Addr {
 impl Stage {
     fn start(name: &str) -> Self {
         let mut clusters = TwoClusters::build(name).unwrap();
+        // The second entry point of the second network, for the day the first one moves.
+        clusters.topology.gateway(clusters.server_node);
         clusters.peer_service("default/echo", "echo", 2600).unwrap();
         // istiod takes every pod of the account for an endpoint, so the other one listens too.
         let echo = clusters.web[0].spawn(&["testkit-peer", "serve", "echo", "--port", "2600"]).unwrap();
         let echo = apps::wait_for_port(&clusters.web[0], 2600, echo).unwrap();
+        // Programs of others, for the test that wants a waypoint.
+        for waypoint in ["wp-1", "wp-2"] {
+            let pod = clusters.topology.pod_as(clusters.server_node, &format!("default/{waypoint}"), waypoint).unwrap();
+            clusters.topology.foreign(&pod);
+        }
         let planes = clusters.clusters.map(|cluster| ControlPlane::start(&clusters.topology, cluster).unwrap());
         for (plane, cluster) in planes.iter().zip(clusters.clusters) {
             for node in clusters.topology.nodes_of(cluster) {
@@ -36,9 +44,11 @@ impl Stage {
                 clusters.topology.set_section(node, section);
             }
         }
+        for (name, node) in [("eastwest-1", clusters.gateway_node), ("eastwest-2", clusters.server_node)] {
+            let (address, node) = (clusters.topology.node_ip(node).to_string(), clusters.topology.node_name(node));
+            planes[1].run_pod(&format!("istio-eastwest/{name}"), "eastwest", node, &address).unwrap();
+        }
         let gateway = clusters.topology.node_ip(clusters.gateway_node).to_string();
-        let node = clusters.topology.node_name(clusters.gateway_node).to_owned();
-        planes[1].run_pod("istio-eastwest/eastwest-1", "eastwest", &node, &gateway).unwrap();
         planes[0].link(&planes[1], "network2", &gateway).unwrap();
         let stage = Self { planes, clusters, _echo: echo };
         stage.service("web", 1, &[(80, 8080)]);
@@ -76,6 +86,76 @@ impl Stage {
     }
 }
 
+/// A waypoint that is not ours: it ends the tunnel and sends what is in it to one pod.
+fn waypoint(stage: &Stage, name: &str, service: Ipv4Addr, backend: &Pod) -> Proc {
+    let pods = &stage.clusters.topology;
+    let pod = pods.pods().iter().find(|pod| pod.data().name == format!("default/{name}")).unwrap().clone();
+    let authority = pods.authority(stage.clusters.clusters[1]);
+    let leaf = issue(&authority, &pod.identity("cluster.local"), &pods.scratch().join("leaves")).unwrap();
+    let (web, echo) = (format!("{service}:80"), format!("{service}:2600"));
+    let listener = envoy::terminate("0.0.0.0", 15008, &leaf, &[(&web, "web"), (&echo, "echo")]);
+    let backend = backend.data().ip4.to_string();
+    let clusters = [("web", 8080), ("echo", 2600)].map(|(name, port)| envoy::plain_cluster(name, &[(&backend, port)]));
+    envoy::start(&pod, name, 15008, &[listener], &clusters).unwrap()
+}
+
+#[test]
+fn a_waypoint_that_moves_is_followed_and_no_connection_fails() {
+    testkit::needs_control_plane!();
+    if envoy::program().is_none() {
+        testkit::skip!("Envoy is not installed (cargo xtask setup)");
+    }
+    let stage = Stage::start("waypoint");
+    let plane = &stage.planes[1];
+    let address = vip(2, 7);
+    let _proxies = [("wp-1", &stage.clusters.web[0]), ("wp-2", &stage.clusters.web[1])].map(|(name, backend)| {
+        // A service for each, by whose name istiod tells where the waypoint is.
+        plane
+            .api()
+            .apply(&json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "default"},
+                "spec": {"selector": {"app": name}, "ports": [{"name": "hbone", "port": 15008}]}}))
+            .unwrap();
+        waypoint(&stage, name, address, backend)
+    });
+    let point = |service: &str| {
+        json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway",
+            "metadata": {"name": "wp", "namespace": "default", "labels": {"istio.io/waypoint-for": "service"}},
+            "spec": {"gatewayClassName": "istio-waypoint",
+                "addresses": [{"type": "Hostname", "value": format!("{service}.default.svc.cluster.local")}],
+                "listeners": [{"name": "mesh", "port": 15008, "protocol": "HBONE",
+                    "allowedRoutes": {"namespaces": {"from": "Same"}}}]}})
+    };
+    let service = json!({"apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": "shaped", "namespace": "default", "labels": {"istio.io/use-waypoint": "wp"}},
+        "spec": {"clusterIP": address.to_string(), "selector": {"app": "web"},
+            "ports": [{"name": "tcp-web", "port": 80, "targetPort": 8080},
+                {"name": "tcp-echo", "port": 2600, "targetPort": 2600}]}});
+    let url = format!("http://{address}/");
+    let ask = || {
+        let line = ["curl", "--silent", "--show-error", "--max-time", "2", &url];
+        stage.clusters.neighbour.run(&line).map(|done| done.stdout.trim().to_owned()).unwrap_or_default()
+    };
+    plane.api().apply(&point("wp-1")).unwrap();
+    stage.change(
+        "waypoint",
+        || plane.api().apply(&service).unwrap(),
+        || (0..6).all(|_| ask().contains("pod=default/web-a")),
+    );
+    let to = format!("{address}:2600");
+    let load = ["testkit-peer", "connections", &to, "10", "10", "--rate", "100"];
+    let load = stage.clusters.neighbour.spawn(&load).unwrap();
+    stage.change(
+        "waypoint address",
+        || plane.api().apply(&point("wp-2")).unwrap(),
+        || (0..6).all(|_| ask().contains("pod=default/web-b")),
+    );
+    let done = load.wait(Duration::from_secs(60)).unwrap();
+    let counted: Value = serde_json::from_str(done.stdout.trim()).unwrap_or_else(|_| panic!("{done:?}"));
+    println!("connections meanwhile: {counted}");
+    assert_eq!(counted["failed"].as_u64(), Some(0), "{}", done.stderr);
+    assert!(counted["completed"].as_u64().unwrap() > 500, "{counted}");
+}
+
 #[test]
 fn everything_changes_under_load_and_no_connection_fails() {
     testkit::needs_control_plane!();
@@ -106,6 +186,18 @@ fn everything_changes_under_load_and_no_connection_fails() {
     stage.change("policy denies", || stage.planes[1].api().apply(&policy).unwrap(), denied);
     let allowed = || (0..4).all(|_| stage.answer(1).contains("pod="));
     stage.change("policy removed", || stage.planes[1].api().delete(&policy).unwrap(), allowed);
+
+    let server_node = stage.clusters.server_node;
+    let moved = stage.clusters.topology.node_ip(server_node).to_string();
+    let through = format!("src.addr={}", stage.clusters.topology.node_ip(stage.clusters.client_node));
+    let passed =
+        || {
+            stage.answer(1).contains("pod=")
+                && stage.clusters.topology.daemon(server_node).log_tail(200).lines().any(|line| {
+                    line.contains("direction=gateway") && line.contains(&through) && !line.contains("error=")
+                })
+        };
+    stage.change("gateway address", || stage.planes[0].gateway_at("network2", &moved).unwrap(), passed);
 
     for plane in &mut stage.planes {
         plane.stop_istiod();

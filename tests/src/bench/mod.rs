@@ -1,4 +1,4 @@
-//! The benchmark: four ways from a client to a server on one topology, measured in turns, so that whatever else the
+//! The benchmark: several ways from a client to a server on one topology, measured in turns, so that whatever else the
 //! machine does meets all of them. Figures are ratios to plain TCP of the same round, with their range.
 
 mod machine;
@@ -74,7 +74,8 @@ pub fn run(options: &Options) -> ExitCode {
 fn measure(options: &Options) -> Result<()> {
     let known = |name: &String| Contender::ALL.iter().any(|contender| contender.name() == name);
     if let Some(name) = options.only.iter().find(|name| !known(name)) {
-        return Err(format!("--only {name}: there are raw, relay, single and nested").into());
+        let names = Contender::ALL.map(Contender::name).join(", ");
+        return Err(format!("--only {name}: there are {names}").into());
     }
     let wanted = |contender: &Contender| {
         options.only.is_empty()
@@ -83,7 +84,11 @@ fn measure(options: &Options) -> Result<()> {
     };
     eprintln!("bench: building the topology");
     let mut stage = Stage::build()?;
-    let contenders: Vec<Contender> = Contender::ALL.into_iter().filter(wanted).collect();
+    let possible = |contender: &Contender| contender.is_possible() && wanted(contender);
+    let contenders: Vec<Contender> = Contender::ALL.into_iter().filter(possible).collect();
+    if Contender::ALL.iter().any(|contender| wanted(contender) && !contender.is_possible()) {
+        eprintln!("bench: without ztunnel: CAUSEWAY_TEST_ZTUNNEL=path names no program");
+    }
     let mut results: Vec<Results> = contenders
         .iter()
         .map(|contender| Results { name: contender.name(), path: contender.path(), rounds: Vec::new() })

@@ -1,10 +1,13 @@
-//! Four clients and their servers on three nodes.
+//! One client for each contender, and their servers, on three nodes.
 
 use super::{Round, machine};
 use crate::peer::measure::{ConnectCost, Connections, PingPong, Stream};
 use crate::topology::NodeId;
+use crate::ztunnel::{self, Ztunnel};
 use crate::{Pod, Proc, Result, Topology, apps, cgroup, context, netns};
 use serde::de::DeserializeOwned;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// The mark of the relay's own connections, which its rules let pass.
@@ -25,11 +28,20 @@ pub enum Contender {
     Single,
     /// Causeway on both sides and as gateway between: a tunnel within a tunnel.
     Nested,
+    /// Istio's node proxy on both sides, one tunnel.
+    Ztunnel,
+    /// Istio's node proxy on both sides, Causeway as gateway between: a tunnel within a tunnel.
+    ZtunnelNested,
 }
 
 impl Contender {
-    /// All of them in the order of a round.
-    pub const ALL: [Self; 4] = [Self::Raw, Self::Relay, Self::Single, Self::Nested];
+    /// All of them in the order of a round; the last two need a program that is not ours.
+    pub const ALL: [Self; 6] = [Self::Raw, Self::Relay, Self::Single, Self::Ztunnel, Self::Nested, Self::ZtunnelNested];
+
+    /// Whether this machine has what it takes.
+    pub fn is_possible(self) -> bool {
+        !matches!(self, Self::Ztunnel | Self::ZtunnelNested) || ztunnel::program().is_some()
+    }
 
     /// For tables.
     pub fn name(self) -> &'static str {
@@ -38,6 +50,8 @@ impl Contender {
             Self::Relay => "relay",
             Self::Single => "single",
             Self::Nested => "nested",
+            Self::Ztunnel => "ztunnel",
+            Self::ZtunnelNested => "ztunnel-nested",
         }
     }
 
@@ -50,6 +64,8 @@ impl Contender {
             Self::Nested => {
                 "from another cluster, Causeway, nested HBONE through a gateway on the node of the other clients"
             }
+            Self::Ztunnel => "the same nodes, ztunnel at both pods, HBONE",
+            Self::ZtunnelNested => "from another cluster, ztunnel at both pods, nested HBONE through the same gateway",
         }
     }
 }
@@ -59,10 +75,19 @@ impl Contender {
 pub struct Stage {
     topology: Topology,
     nodes: [NodeId; 3],
-    clients: Vec<Pod>,
-    servers: Vec<Pod>,
-    targets: Vec<String>,
+    lanes: Vec<Lane>,
+    proxies: Vec<Ztunnel>,
     processes: Vec<Proc>,
+}
+
+/// Where one contender begins and what it calls.
+#[derive(Debug)]
+struct Lane {
+    contender: Contender,
+    client: Pod,
+    target: String,
+    /// Folders with the proxies that are not daemons.
+    cgroups: Vec<PathBuf>,
 }
 
 impl Stage {
@@ -76,47 +101,83 @@ impl Stage {
         let two = topology.cluster("cluster2", "network2");
         let (far, near, served) = (topology.node(one)?, topology.node(two)?, topology.node(two)?);
         topology.gateway(near);
-        let clients = vec![
-            topology.plain_pod(near, "default/raw-client", "raw")?,
-            topology.plain_pod(near, "default/relay-client", "relay")?,
-            topology.pod(near, "default/single-client")?,
-            topology.pod(far, "default/nested-client")?,
+        let plain = topology.plain_pod(served, "default/raw-server", "raw")?;
+        let relayed = topology.plain_pod(served, "default/relay-server", "relay")?;
+        let server = topology.pod(served, "default/server")?;
+        let foreign = topology.pod(served, "default/ztunnel-server")?;
+        let servers = [&plain, &relayed, &server, &foreign];
+        let ports = [(ECHO, ECHO), (SINK, SINK)];
+        topology.service("default/bench", &ports, &[&server]);
+        topology.service("default/foreign", &ports, &[&foreign]);
+        let mut lanes = vec![
+            Lane::new(Contender::Raw, topology.plain_pod(near, "default/raw-client", "raw")?, plain.data().ip4),
+            Lane::new(Contender::Relay, topology.plain_pod(near, "default/relay-client", "relay")?, relayed.data().ip4),
+            Lane::new(
+                Contender::Single,
+                topology.pod(near, "default/single-client")?,
+                topology.vip(two, "default/bench"),
+            ),
+            Lane::new(
+                Contender::Nested,
+                topology.pod(far, "default/nested-client")?,
+                topology.vip(one, "default/bench"),
+            ),
         ];
-        let servers = vec![
-            topology.plain_pod(served, "default/raw-server", "raw")?,
-            topology.plain_pod(served, "default/relay-server", "relay")?,
-            topology.pod(served, "default/server")?,
-        ];
-        let server = servers.last().cloned().ok_or("no server")?;
-        topology.service("default/bench", &[(ECHO, ECHO), (SINK, SINK)], &[&server]);
+        topology.foreign(&foreign);
+        if ztunnel::program().is_some() {
+            for (contender, node, cluster, name) in [
+                (Contender::Ztunnel, near, two, "default/ztunnel-client"),
+                (Contender::ZtunnelNested, far, one, "default/ztunnel-far-client"),
+            ] {
+                let client = topology.pod(node, name)?;
+                topology.foreign(&client);
+                lanes.push(Lane::new(contender, client, topology.vip(cluster, "default/foreign")));
+            }
+        }
         let mut processes = Vec::new();
-        for pod in &servers {
+        for pod in servers {
             for (kind, port) in [("echo", ECHO), ("sink", SINK)] {
                 let process = pod.spawn(&["testkit-peer", "serve", kind, "--port", &port.to_string()])?;
                 processes.push(apps::wait_for_port(pod, port, process)?);
             }
         }
-        if let Some(pod) = clients.first() {
-            let process = pod.spawn(&["testkit-peer", "serve", "echo", "--port", &ECHO.to_string()])?;
-            processes.push(apps::wait_for_port(pod, ECHO, process)?);
-        }
-        for pod in clients.iter().chain(&servers) {
+        for pod in lanes.iter().map(|lane| &lane.client).chain(servers) {
             // Closed connections wait for a minute with their port; a benchmark makes more of them than a default allows.
             netns::sysctl(&pod.netns, "net/ipv4/ip_local_port_range", "1024 65535")?;
             netns::sysctl(&pod.netns, "net/ipv4/tcp_tw_reuse", "1")?;
         }
-        let [relay_client, relay_server] = [clients.get(1), servers.get(1)].map(|pod| pod.cloned());
-        let (relay_client, relay_server) = (relay_client.ok_or("no client")?, relay_server.ok_or("no server")?);
-        processes.push(relay(&relay_client, "OUTPUT", "!", relay_server.data().ip4)?);
-        processes.push(relay(&relay_server, "PREROUTING", "", relay_server.data().ip4)?);
-        topology.start()?;
-        let targets = vec![
-            servers.first().map(|pod| pod.data().ip4.to_string()).unwrap_or_default(),
-            relay_server.data().ip4.to_string(),
-            topology.vip(two, "default/bench").to_string(),
-            topology.vip(one, "default/bench").to_string(),
-        ];
-        Ok(Self { topology, nodes: [far, near, served], clients, servers, targets, processes })
+        let mut stage = Self { topology, nodes: [far, near, served], lanes, proxies: Vec::new(), processes };
+        stage.start(&relayed, &foreign)?;
+        Ok(stage)
+    }
+
+    /// Starts what stands between clients and servers.
+    fn start(&mut self, relayed: &Pod, foreign: &Pod) -> Result<()> {
+        self.topology.start()?;
+        let server_proxy = ztunnel::program().map(|_| ztunnel::start(&self.topology, foreign)).transpose()?;
+        for lane in &mut self.lanes {
+            let pod = &lane.client;
+            match lane.contender {
+                Contender::Raw => {
+                    let echo = pod.spawn(&["testkit-peer", "serve", "echo", "--port", &ECHO.to_string()])?;
+                    self.processes.push(apps::wait_for_port(pod, ECHO, echo)?);
+                }
+                Contender::Relay => {
+                    let server = relayed.data().ip4;
+                    self.processes.push(relay(pod, "OUTPUT", "!", server)?);
+                    self.processes.push(relay(relayed, "PREROUTING", "", server)?);
+                    lane.cgroups = [pod, relayed].map(|pod| pod.cgroup.join("relay")).to_vec();
+                }
+                Contender::Ztunnel | Contender::ZtunnelNested => {
+                    let proxy = ztunnel::start(&self.topology, pod)?;
+                    lane.cgroups = server_proxy.iter().chain([&proxy]).map(|proxy| proxy.cgroup().to_owned()).collect();
+                    self.proxies.push(proxy);
+                }
+                Contender::Single | Contender::Nested => {}
+            }
+        }
+        self.proxies.extend(server_proxy);
+        Ok(())
     }
 
     /// One contender, once around.
@@ -124,15 +185,14 @@ impl Stage {
     /// # Errors
     /// If a client fails.
     pub fn round(&mut self, contender: Contender) -> Result<Round> {
-        let index = contender as usize;
-        let client = self.clients.get(index).ok_or("no such client")?;
-        let target = self.targets.get(index).ok_or("no such target")?;
+        let lane = self.lanes.iter().find(|lane| lane.contender == contender).ok_or("not on the stage")?;
+        let (client, target) = (&lane.client, &lane.target);
         let (echo, sink) = (format!("{target}:{ECHO}"), format!("{target}:{SINK}"));
         // Connections and certificates are there before the clock starts.
         let _: PingPong = ask(client, &["ping-pong", &echo, "4", "0.1"])?;
-        let (machine_before, proxy_before) = (machine::busy()?, self.proxy_time(contender)?);
+        let (machine_before, proxy_before) = (machine::busy()?, self.proxy_time(lane)?);
         let stream: Stream = ask(client, &["stream", &sink, "4", "--bytes", "1073741824"])?;
-        let (machine_after, proxy_after) = (machine::busy()?, self.proxy_time(contender)?);
+        let (machine_after, proxy_after) = (machine::busy()?, self.proxy_time(lane)?);
         let ping_pong: PingPong = ask(client, &["ping-pong", &echo, "64", "1.5"])?;
         let connections: Connections = ask(client, &["connections", &echo, "16", "1.5", "--count", "6000"])?;
         // Redirected connections end at a listener in the client's own pod, so the plain one is dialled there as well.
@@ -154,20 +214,16 @@ impl Stage {
     }
 
     /// CPU time of whatever stands between client and server.
-    fn proxy_time(&self, contender: Contender) -> Result<Duration> {
-        let daemons = |nodes: &[NodeId]| {
-            nodes.iter().map(|node| self.topology.daemon(*node).cpu_time()).sum::<Result<Duration>>()
-        };
+    fn proxy_time(&self, lane: &Lane) -> Result<Duration> {
         let [far, near, served] = self.nodes;
-        match contender {
-            Contender::Raw => Ok(Duration::ZERO),
-            Contender::Relay => {
-                let pods = [self.clients.get(1), self.servers.get(1)];
-                pods.into_iter().flatten().map(|pod| cgroup::cpu_time(&pod.cgroup.join("relay"))).sum()
-            }
-            Contender::Single => daemons(&[near, served]),
-            Contender::Nested => daemons(&[far, near, served]),
-        }
+        let daemons: &[NodeId] = match lane.contender {
+            Contender::Raw | Contender::Relay | Contender::Ztunnel => &[],
+            Contender::Single => &[near, served],
+            Contender::Nested => &[far, near, served],
+            Contender::ZtunnelNested => &[near],
+        };
+        let daemons = daemons.iter().map(|node| self.topology.daemon(*node).cpu_time());
+        daemons.chain(lane.cgroups.iter().map(|folder| cgroup::cpu_time(folder))).sum()
     }
 
     /// Takes everything down.
@@ -175,14 +231,20 @@ impl Stage {
     /// # Errors
     /// With what is left.
     pub fn close(self) -> Result<()> {
-        let Self { topology, processes, .. } = self;
-        drop(processes);
+        let Self { topology, processes, proxies, .. } = self;
+        drop((processes, proxies));
         topology.close()
     }
 }
 
+impl Lane {
+    fn new(contender: Contender, client: Pod, target: Ipv4Addr) -> Self {
+        Self { contender, client, target: target.to_string(), cgroups: Vec::new() }
+    }
+}
+
 /// A relay in the pod and the rule that sends it what goes to the server, except what the relay itself sends.
-fn relay(pod: &Pod, chain: &str, not: &str, server: std::net::Ipv4Addr) -> Result<Proc> {
+fn relay(pod: &Pod, chain: &str, not: &str, server: Ipv4Addr) -> Result<Proc> {
     let ports = format!("{ECHO},{SINK}");
     let (port, server) = (RELAY_PORT.to_string(), server.to_string());
     let mut rule = vec!["iptables", "-t", "nat", "-A", chain, "-p", "tcp", "-d", &server];

@@ -19,6 +19,9 @@ const ROWS: &[Row] = &[
     ("the fastest of them, µs", |round| round.connect_min_us, 1, false),
 ];
 
+/// Contenders of ours, and what takes the same path with ztunnel.
+const COUNTERPARTS: &[(&str, &str)] = &[("single", "ztunnel"), ("nested", "ztunnel-nested")];
+
 /// The results as a Markdown table with a caption; the first contender is what the ratios are to.
 pub fn markdown(machine: &Machine, results: &[Results]) -> String {
     let rounds = results.first().map_or(0, |first| first.rounds.len());
@@ -44,11 +47,29 @@ pub fn markdown(machine: &Machine, results: &[Results]) -> String {
             })
             .collect();
         let _ = writeln!(text, "| … of {} | {} |", first.name, cells.join(" | "));
+        if let Some(cells) = of_counterparts(results, *read) {
+            let _ = writeln!(text, "| … of ztunnel's | {} |", cells.join(" | "));
+        }
     }
     for results in results {
         let _ = writeln!(text, "\n{}: {}.", results.name, results.path);
     }
     text
+}
+
+/// Ratios to what does the same with ztunnel in place of Causeway; nothing where it was not measured.
+fn of_counterparts(results: &[Results], read: fn(&Round) -> f64) -> Option<Vec<String>> {
+    let rounds = |name: &str| results.iter().find(|results| results.name == name).map(|results| &results.rounds);
+    let pairs: Vec<Option<String>> = results
+        .iter()
+        .map(|results| {
+            let counterpart = COUNTERPARTS.iter().find(|(own, _)| *own == results.name)?.1;
+            let pairs = results.rounds.iter().zip(rounds(counterpart)?);
+            Some(spread(pairs.map(|(own, other)| read(own) / read(other)).collect(), 3))
+        })
+        .collect();
+    let any = pairs.iter().any(Option::is_some);
+    any.then(|| pairs.into_iter().map(Option::unwrap_or_default).collect())
 }
 
 /// The median with the range in brackets.

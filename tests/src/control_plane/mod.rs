@@ -1,6 +1,7 @@
 //! A control plane that says what a test tells it to: delta xDS over TLS, resources set and removed from Rust, and every
 //! misbehaviour that a client must survive.
 
+mod authority;
 mod encode;
 mod fixtures;
 mod server;

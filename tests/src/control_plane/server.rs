@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Identity, Server, ServerTlsConfig};
 
+use super::authority::Authority;
 use super::service::{Ads, Fault, Shared};
 use crate::{Result, context, netns};
 
@@ -136,6 +137,11 @@ impl Scripted {
     /// Sets resources, as one push.
     pub fn set(&self, resources: impl IntoIterator<Item = Resource>) {
         self.change(resources, &[]);
+    }
+
+    /// Signs certificates from now on, with the authority in this folder (the layout of Istio's `cacerts`).
+    pub fn sign_with(&self, folder: &Path) {
+        self.shared.with(|script| script.authority = Some(Authority(folder.to_owned())));
     }
 
     /// Misbehaves from now on.

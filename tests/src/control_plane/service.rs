@@ -14,6 +14,7 @@ use tonic::body::Body;
 use tonic::{Request, Response, Status, Streaming};
 use tonic_prost::ProstCodec;
 
+use super::authority::{self, Authority, CertificateRequest, CertificateResponse};
 use super::encode::clock;
 use super::server::Seen;
 
@@ -36,6 +37,8 @@ pub(super) struct Script {
     pub(super) fault: Fault,
     pub(super) seen: Vec<Seen>,
     pub(super) streams: usize,
+    /// Signs certificates as well.
+    pub(super) authority: Option<Authority>,
 }
 
 #[derive(Debug, Clone)]
@@ -192,7 +195,7 @@ impl tower_service::Service<Request<Streaming<DeltaDiscoveryRequest>>> for Metho
     }
 }
 
-/// The only service of the server.
+/// Both services of the server.
 #[derive(Clone)]
 pub(super) struct Ads(pub(super) Shared);
 
@@ -208,8 +211,14 @@ impl tower_service::Service<http::Request<Body>> for Ads {
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let shared = self.0.clone();
         Box::pin(async move {
+            if request.uri().path() == authority::METHOD
+                && let Some(authority) = shared.with(|script| script.authority.clone())
+            {
+                let codec = ProstCodec::<CertificateResponse, CertificateRequest>::default();
+                return Ok(tonic::server::Grpc::new(codec).unary(authority, request).await);
+            }
             if request.uri().path() != DELTA_PATH {
-                return Ok(Status::unimplemented("only delta xDS is served here").into_http());
+                return Ok(Status::unimplemented("not served here").into_http());
             }
             let codec = ProstCodec::<DeltaDiscoveryResponse, DeltaDiscoveryRequest>::default();
             Ok(tonic::server::Grpc::new(codec).streaming(Method(shared), request).await)

@@ -205,8 +205,16 @@ impl ControlPlane {
     /// What the API server said.
     pub fn link(&self, other: &ControlPlane, network: &str, gateway: &str) -> Result<()> {
         self.api.apply_all(&objects::account("istio-eastwest", "eastwest"))?;
-        self.api.apply(&objects::remote_gateway(network, gateway))?;
+        self.gateway_at(network, gateway)?;
         self.api.apply(&other.api.remote_secret(&other.name)?)
+    }
+
+    /// Says where the entry point of another network is.
+    ///
+    /// # Errors
+    /// What the API server said.
+    pub fn gateway_at(&self, network: &str, address: &str) -> Result<()> {
+        self.api.apply(&objects::remote_gateway(network, address))
     }
 
     /// Starts istiod and waits until it is ready.

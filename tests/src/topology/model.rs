@@ -203,6 +203,7 @@ impl Topology {
             "serviceAccount": GATEWAY_ACCOUNT,
             "workloadIps": [ip.to_string()],
             "protocol": "TCP",
+            "services": {},
             "network": network,
             "trustDomain": cluster.map(|cluster| cluster.trust_domain.as_str()).unwrap_or_default(),
             "clusterId": cluster.map(|cluster| cluster.name.as_str()).unwrap_or_default(),
