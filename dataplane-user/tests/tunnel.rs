@@ -14,7 +14,7 @@ use std::{
 };
 
 use causeway::{
-    hbone::Leg,
+    hbone::{Leg, Walk},
     identity::{CertificateSource, CertificateStore, Credential, ExpectedPeer, PeerRole, SpiffeId, StoreConfig, ca},
     tunnel::{
         client::{Legs, Tunnel},
@@ -325,9 +325,9 @@ fn pool_shares_tunnels_and_respects_the_limit_and_the_generation() {
                         Tunnel::establish(socket, session, standing, generation, to.to_string(), Legs::OUTER, None)
                             .await
                     },
-                    "127.0.0.1:80",
-                    &HeaderMap::new(),
+                    ("127.0.0.1:80", &HeaderMap::new()),
                     Legs::OUTER,
+                    &Walk::default(),
                 )
                 .await
                 .unwrap();

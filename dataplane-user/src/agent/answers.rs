@@ -112,10 +112,7 @@ impl Answers {
                 "# HELP causeway_{name} {help}.\n# TYPE causeway_{name} counter\ncauseway_{name}_total {value}\n"
             )?;
         }
-        text.push_str("# HELP causeway_failures Failed connections by leg.\n# TYPE causeway_failures counter\n");
-        for (leg, count) in counters.get("failed").and_then(Value::as_object).into_iter().flatten() {
-            writeln!(text, "causeway_failures_total{{leg=\"{leg}\"}} {count}")?;
-        }
+        self.shared.connections.traffic().write(text)?;
         self.shared.counters.dns.write(text)?;
         let pods = self.report();
         text.push_str("# HELP causeway_kernel_verdicts Decisions of the kernel programs.\n# TYPE causeway_kernel_verdicts counter\n");

@@ -1,11 +1,12 @@
 //! From a route to something that carries bytes: a plain socket, a stream, or a stream inside a stream.
 
 use std::{
+    cell::Cell,
     net::{IpAddr, SocketAddr},
     os::fd::AsFd,
     rc::Rc,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use http::HeaderMap;
@@ -18,7 +19,7 @@ use super::{
 };
 use crate::{
     decide::{GatewayAddress, GatewayCandidate, HboneRoute, NestedRoute, Outbound},
-    hbone::{Baggage, ConnError, EndpointId, Leg, TraceParent, header, peer_version},
+    hbone::{Baggage, Cause, ConnError, EndpointId, Leg, TraceParent, Walk, header, peer_version},
     identity::{Credential, ExpectedPeer, PeerRole, SpiffeId},
     redirect::{Family, PodId, SocketKind, connect_start, tcp_info},
     state::Workload,
@@ -44,6 +45,8 @@ pub struct Source {
     pub client: SocketAddr,
     /// The network of this node.
     pub network: Arc<str>,
+    /// The time of each leg it walks.
+    pub walk: Walk,
 }
 
 /// What carries the bytes of a connection.
@@ -99,7 +102,7 @@ pub struct Far {
 pub async fn along(worker: &Rc<Worker>, source: &Source, route: &Outbound) -> Result<Link, ConnError> {
     match route {
         Outbound::Passthrough { to } | Outbound::Plain { to, .. } => {
-            upstream(worker, source.pod.id, *to, CONNECT_TIMEOUT).await.map(Link::Socket)
+            upstream(worker, source, *to, CONNECT_TIMEOUT).await.map(Link::Socket)
         }
         Outbound::Hbone(route) => match local::connect(worker, source, route).await {
             Some(result) => result,
@@ -110,7 +113,14 @@ pub async fn along(worker: &Rc<Worker>, source: &Source, route: &Outbound) -> Re
 }
 
 /// TCP from inside the pod's namespace.
-async fn upstream(worker: &Worker, pod: PodId, to: SocketAddr, limit: Duration) -> Result<TcpStream, ConnError> {
+async fn upstream(worker: &Worker, source: &Source, to: SocketAddr, limit: Duration) -> Result<TcpStream, ConnError> {
+    let begin = Instant::now();
+    let connected = tcp(worker, source.pod.id, to, limit).await;
+    source.walk.done(Leg::OuterTcp, begin);
+    connected
+}
+
+async fn tcp(worker: &Worker, pod: PodId, to: SocketAddr, limit: Duration) -> Result<TcpStream, ConnError> {
     let failed = |error: &dyn std::fmt::Display| ConnError::retryable(Leg::OuterTcp, to, error);
     let socket = worker
         .sockets
@@ -120,7 +130,7 @@ async fn upstream(worker: &Worker, pod: PodId, to: SocketAddr, limit: Duration) 
     match timeout(limit, connect_start(socket, None, to)).await {
         Ok(Ok(socket)) => Ok(socket),
         Ok(Err(error)) => Err(failed(&error)),
-        Err(_) => Err(failed(&format!("no answer within {} ms", limit.as_millis()))),
+        Err(_) => Err(failed(&format!("no answer within {} ms", limit.as_millis())).because(Cause::Timeout)),
     }
 }
 
@@ -138,12 +148,9 @@ fn session(
 }
 
 async fn credential(worker: &Worker, identity: &SpiffeId, leg: Leg) -> Result<Arc<Credential>, ConnError> {
-    worker
-        .shared
-        .credentials
-        .credential(identity)
-        .await
-        .map_err(|error| ConnError::fatal(leg, identity, format!("no certificate: {error}")))
+    worker.shared.credentials.credential(identity).await.map_err(|error| {
+        ConnError::fatal(leg, identity, format!("no certificate: {error}")).because(Cause::NoCertificate)
+    })
 }
 
 /// What a tunnel to a next hop needs.
@@ -153,14 +160,18 @@ struct Hop {
     limit: Duration,
 }
 
-async fn dial(worker: &Worker, pod: PodId, hop: &Hop) -> Result<Tunnel, ConnError> {
+async fn dial(worker: &Worker, source: &Source, hop: &Hop) -> Result<Tunnel, ConnError> {
     let to = hop.key.to;
-    let socket = upstream(worker, pod, to, hop.limit).await?;
+    let socket = upstream(worker, source, to, hop.limit).await?;
+    let begin = Instant::now();
     let progress = progress(&socket);
     let name = to.to_string();
     let session = session(&hop.credential, &hop.key.expected, &name, Leg::OuterTls)?;
     let standing = hop.credential.standing(PeerRole::Server);
-    Tunnel::establish(socket, session, standing, hop.credential.generation, name, Legs::OUTER, progress).await
+    let made =
+        Tunnel::establish(socket, session, standing, hop.credential.generation, name, Legs::OUTER, progress).await;
+    source.walk.done(Leg::OuterTls, begin);
+    made
 }
 
 /// Reads what the kernel knows of the transport's progress, for as long as the tunnel lives.
@@ -179,7 +190,7 @@ async fn open_outer(
     let generation = hop.credential.generation;
     let (stream, _) = worker
         .outer
-        .open(&hop.key, generation, || dial(worker, source.pod.id, hop), authority, headers, Legs::OUTER)
+        .open(&hop.key, generation, || dial(worker, source, hop), (authority, headers), Legs::OUTER, &source.walk)
         .await?;
     Ok(stream)
 }
@@ -236,6 +247,8 @@ async fn nested(worker: &Rc<Worker>, source: &Source, route: &NestedRoute) -> Re
         network: source.network.clone(),
         route: Rc::new(route.clone()),
         credential,
+        walk: Walk::default(),
+        attempt: Cell::new(0),
     };
     let inner = Rc::new(inner);
     let trace = TraceParent::random(worker.random.trace_bytes());
@@ -243,10 +256,18 @@ async fn nested(worker: &Rc<Worker>, source: &Source, route: &NestedRoute) -> Re
     let mut headers = headers::request(&source.workload, source.client, host, &trace);
     headers::add_network(&mut headers, &source.network);
     loop {
-        let dialled = inner.clone();
-        let tunnel = worker.inner.tunnel(&key, generation, route.capacity, move || dialled.clone().dial()).await?;
+        let (dialled, attempt) = (inner.clone(), inner.attempt.get());
+        let dial = move || dialled.clone().dial(attempt);
+        let tunnel = worker.inner.tunnel(&key, generation, route.capacity, dial).await;
+        // What this attempt dials from here on is a search for further pods, and not this connection's time.
+        inner.attempt.set(attempt + 1);
+        source.walk.absorb(inner.walk.take());
+        let tunnel = tunnel?;
         let fresh = tunnel.opened() == 0;
-        match tunnel.open(&route.authority, headers.clone(), Legs::INNER).await {
+        let begin = Instant::now();
+        let opened = tunnel.open(&route.authority, headers.clone(), Legs::INNER).await;
+        source.walk.done(Leg::Backend, begin);
+        match opened {
             Ok(stream) => {
                 note_endpoint(worker, &key, &tunnel, &stream.headers);
                 let hop = stream.slot.peer_address().to_owned();
@@ -279,16 +300,31 @@ struct Inner {
     network: Arc<str>,
     route: Rc<NestedRoute>,
     credential: Arc<Credential>,
+    /// The time of the legs that the connection itself has to wait for.
+    walk: Walk,
+    /// Which of its attempts is under way.
+    attempt: Cell<u32>,
 }
 
 impl Inner {
     /// Opens an outer stream at the first entry point that answers, and an inner tunnel inside it.
-    async fn dial(self: Rc<Self>) -> Result<Tunnel, ConnError> {
+    async fn dial(self: Rc<Self>, attempt: u32) -> Result<Tunnel, ConnError> {
         let candidates = self.worker.health.order(&self.route.gateways);
         let mut last = ConnError::fatal(Leg::Resolve, &self.route.network, "no gateway of this network is known");
         for (index, candidate) in candidates.iter().enumerate() {
             let limit = if index + 1 < candidates.len() { NEXT_GATEWAY } else { CONNECT_TIMEOUT };
-            match self.through(candidate, limit).await {
+            let source = Source {
+                pod: self.pod.clone(),
+                workload: self.workload.clone(),
+                client: self.client,
+                network: self.network.clone(),
+                walk: Walk::default(),
+            };
+            let tunnel = self.through(&source, candidate, limit).await;
+            if self.attempt.get() == attempt {
+                self.walk.absorb(source.walk.times());
+            }
+            match tunnel {
                 Ok(tunnel) => return Ok(tunnel),
                 Err(error) if error.retryable => last = error,
                 Err(error) => return Err(error),
@@ -297,21 +333,23 @@ impl Inner {
         Err(last)
     }
 
-    async fn through(&self, candidate: &GatewayCandidate, limit: Duration) -> Result<Tunnel, ConnError> {
+    async fn through(
+        &self,
+        source: &Source,
+        candidate: &GatewayCandidate,
+        limit: Duration,
+    ) -> Result<Tunnel, ConnError> {
         let name = gateways::name(&candidate.address);
-        let source = Source {
-            pod: self.pod.clone(),
-            workload: self.workload.clone(),
-            client: self.client,
-            network: self.network.clone(),
-        };
         let trace = TraceParent::random(self.worker.random.trace_bytes());
         let host = self.route.service.as_ref().map(|service| &*service.hostname);
         let headers = headers::request(&self.workload, self.client, host, &trace);
         let mut opened = Err(ConnError::retryable(Leg::Resolve, &name, "no address"));
-        for to in resolve(&candidate.address).await? {
-            let hop = hop(&source, &self.credential, to, &candidate.expected, limit);
-            opened = open_outer(&self.worker, &source, &hop, &self.route.authority, &headers).await;
+        let resolving = Instant::now();
+        let addresses = resolve(&candidate.address).await;
+        source.walk.done(Leg::Resolve, resolving);
+        for to in addresses? {
+            let hop = hop(source, &self.credential, to, &candidate.expected, limit);
+            opened = open_outer(&self.worker, source, &hop, &self.route.authority, &headers).await;
             if opened.is_ok() {
                 break;
             }
@@ -331,7 +369,8 @@ impl Inner {
         };
         let session = session(&self.credential, &self.route.expected, &self.route.authority, Leg::InnerTls)?;
         let address = format!("{} via {name}", self.route.authority);
-        Tunnel::establish(
+        let begin = Instant::now();
+        let made = Tunnel::establish(
             StreamIo::new(stream.send, stream.receive, Some(stream.slot)),
             session,
             self.credential.standing(PeerRole::Server),
@@ -340,7 +379,9 @@ impl Inner {
             Legs::INNER,
             None,
         )
-        .await
+        .await;
+        source.walk.done(Leg::InnerTls, begin);
+        made
     }
 }
 

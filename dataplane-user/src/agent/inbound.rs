@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     decide::{self, InboundTarget},
-    hbone::{Authority, Baggage, ConnError, Forwarded, Leg, header, peer_version},
+    hbone::{Authority, Baggage, ConnError, Forwarded, Leg, Walk, header, peer_version},
     identity::{PeerRole, SpiffeId},
     observe::{
         access_log::{Direction, Record},
@@ -56,7 +56,7 @@ async fn tunnel(worker: &Rc<Worker>, pod: &Rc<Pod>, socket: TcpStream, from: Soc
         stream(worker.clone(), pod.clone(), incoming, peer, from, local)
     })
     .await
-    .map_err(refused)
+    .map_err(|refusal| refused(refusal.reason).because(refusal.cause))
 }
 
 /// What a CONNECT is about, once it was understood and allowed.
@@ -90,7 +90,9 @@ async fn stream(
         .map(|client| client.to_string());
     record.hbone = request.uri().authority().map(ToString::to_string);
     // On the heap, so that what connecting takes is free again while bytes flow.
-    let delivered = Box::pin(reach(&worker, &pod, &incoming, &peer, (from, local), &mut record)).await;
+    let walk = Walk::default();
+    let delivered = Box::pin(reach(&worker, &pod, &incoming, &peer, (from, local), (&mut record, &walk))).await;
+    record.legs = walk.times();
     record.setup = started.elapsed();
     let error = match delivered {
         Ok((socket, workload)) => carry(&worker, &pod, incoming, socket, &workload, &mut record).await,
@@ -110,14 +112,16 @@ async fn reach(
     incoming: &Incoming,
     peer: &SpiffeId,
     (from, local): (SocketAddr, SocketAddr),
-    record: &mut Record,
+    (record, walk): (&mut Record, &Walk),
 ) -> Result<(TcpStream, Arc<Workload>), ConnError> {
-    let admitted = admit(worker, pod, incoming, peer, from, local).await?;
+    let admitted = admit(worker, pod, incoming, peer, (from, local), walk).await?;
     describe(record, &admitted, from);
     let client =
         Client { address: SocketAddr::new(from.ip(), 0), identity: Some(peer), authority: Some(&admitted.authority) };
-    let socket = deliver(worker, pod, &client, &admitted.target).await?;
-    Ok((socket, admitted.workload))
+    let delivering = Instant::now();
+    let socket = deliver(worker, pod, &client, &admitted.target).await;
+    walk.done(Leg::Backend, delivering);
+    Ok((socket?, admitted.workload))
 }
 
 fn describe(record: &mut Record, admitted: &Admitted, from: SocketAddr) {
@@ -141,9 +145,10 @@ async fn admit(
     pod: &Pod,
     incoming: &Incoming,
     peer: &SpiffeId,
-    from: SocketAddr,
-    local: SocketAddr,
+    (from, local): (SocketAddr, SocketAddr),
+    walk: &Walk,
 ) -> Result<Admitted, ConnError> {
+    let resolving = Instant::now();
     let refused = |status: u16, leg: Leg, reason: String| ConnError {
         status: Some(status),
         ..ConnError::fatal(leg, from, reason)
@@ -155,10 +160,12 @@ async fn admit(
     };
     let target = decide::inbound(&model, &workload, local, &authority, Some(peer))
         .map_err(|refusal| refused(refusal.status, Leg::Resolve, refusal.reason))?;
+    walk.done(Leg::Resolve, resolving);
     let to = SocketAddr::new(target.address, target.port);
-    authorise(worker, pod, (model.clone(), workload.clone()), Some(peer), from, to)
-        .await
-        .map_err(|reason| refused(401, Leg::Accept, reason))?;
+    let asking = Instant::now();
+    let allowed = authorise(worker, pod, (model.clone(), workload.clone()), Some(peer), from, to).await;
+    walk.done(Leg::Accept, asking);
+    allowed.map_err(|reason| refused(401, Leg::Accept, reason))?;
     Ok(Admitted { model, workload, authority, target })
 }
 

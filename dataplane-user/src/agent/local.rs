@@ -1,7 +1,7 @@
 //! Connections between two pods of this node: bytes go from one pod's socket to the other's, both inside the pods' own
 //! namespaces, so nothing is on a wire and nothing needs encryption. Identities and policy are those of HBONE.
 
-use std::{net::SocketAddr, rc::Rc};
+use std::{net::SocketAddr, rc::Rc, time::Instant};
 
 use super::{
     connect::{Link, Neighbour, Source},
@@ -35,15 +35,19 @@ pub async fn connect(worker: &Rc<Worker>, source: &Source, route: &HboneRoute) -
         let target = decide::inbound(&model, &own, route.to, &authority, Some(peer))
             .map_err(|refusal| refused(refusal.status, Leg::Resolve, refusal.reason))?;
         let to = SocketAddr::new(target.address, target.port);
-        authorise(worker, &pod, (model, own), Some(peer), source.client, to)
-            .await
-            .map_err(|reason| refused(401, Leg::Accept, reason))?;
+        let asking = Instant::now();
+        let allowed = authorise(worker, &pod, (model, own), Some(peer), source.client, to).await;
+        source.walk.done(Leg::Accept, asking);
+        allowed.map_err(|reason| refused(401, Leg::Accept, reason))?;
         let client = Client {
             address: SocketAddr::new(source.client.ip(), 0),
             identity: Some(peer),
             authority: Some(&authority),
         };
-        let socket = deliver(worker, &pod, &client, &target).await?;
+        let delivering = Instant::now();
+        let socket = deliver(worker, &pod, &client, &target).await;
+        source.walk.done(Leg::Backend, delivering);
+        let socket = socket?;
         Counters::add(&worker.shared.counters.local);
         let identity = route.workload.identity.clone();
         Ok(Link::Local(Neighbour { socket, pod: pod.clone(), to, identity }))

@@ -12,12 +12,12 @@ use super::{
 };
 use crate::{
     decide::{self, LoadView, Outbound},
-    hbone::{ConnError, Leg},
+    hbone::{ConnError, Leg, Walk},
     observe::{
         access_log::{Direction, Record},
         counters::Counters,
     },
-    state::Workload,
+    state::{Model, Workload},
     tunnel::copy::{self, FirstBytes},
 };
 
@@ -101,16 +101,35 @@ async fn open(
     to: SocketAddr,
     record: &mut Record,
 ) -> Result<Link, ConnError> {
-    let Some((mut model, workload)) = worker.workload(pod).await else {
+    let resolving = Instant::now();
+    let Some((model, workload)) = worker.workload(pod).await else {
         return Err(ConnError::fatal(Leg::Resolve, to, format!("the workload {} is not in the mesh model", pod.uid)));
     };
     record.source.workload = Some(workload.clone());
     record.source.identity = Some(workload.identity.clone());
-    let source = Source { pod: pod.clone(), workload: workload.clone(), client, network: model.node.network.clone() };
+    let (walk, network) = (Walk::default(), model.node.network.clone());
+    walk.done(Leg::Resolve, resolving);
+    let source = Source { pod: pod.clone(), workload, client, network, walk };
+    let opened = attempts(worker, &source, model, to, record).await;
+    record.legs = source.walk.times();
+    opened
+}
+
+/// Decides and connects until an endpoint answers.
+async fn attempts(
+    worker: &Rc<Worker>,
+    source: &Source,
+    mut model: Arc<Model>,
+    to: SocketAddr,
+    record: &mut Record,
+) -> Result<Link, ConnError> {
     let mut avoid: Vec<Arc<str>> = Vec::new();
     let mut last: Option<ConnError> = None;
     for _ in 0..ATTEMPTS {
-        let route = decide::outbound(&model, &workload, to, &avoid, &View(worker), &mut || worker.random.next());
+        let resolving = Instant::now();
+        let view = View(worker);
+        let route = decide::outbound(&model, &source.workload, to, &avoid, &view, &mut || worker.random.next());
+        source.walk.done(Leg::Resolve, resolving);
         let route = match (route, last.take()) {
             (Ok(route), _) => route,
             // Every endpoint was tried: what the last one said is more useful than "none left".
@@ -118,7 +137,7 @@ async fn open(
             (Err(error), None) => return Err(ConnError::fatal(Leg::Resolve, to, error)),
         };
         describe(record, &route);
-        match connect::along(worker, &source, &route).await {
+        match connect::along(worker, source, &route).await {
             Ok(link) => return Ok(link),
             Err(error) if error.retryable => {
                 match endpoint(&route) {

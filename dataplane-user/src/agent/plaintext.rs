@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     decide::InboundTarget,
-    hbone::{ConnError, Leg},
+    hbone::{ConnError, Leg, Walk},
     observe::{
         access_log::{Direction, Record},
         counters::Counters,
@@ -26,14 +26,20 @@ pub async fn serve(worker: Rc<Worker>, pod: Rc<Pod>, socket: TcpStream, from: So
     Counters::add(&worker.shared.counters.plaintext);
     let mut record = Record::new(Direction::Inbound);
     record.source.address = Some(from);
+    let walk = Walk::default();
     let admitted = admit(&worker, &pod, &socket, from, &mut record).await;
+    walk.done(Leg::Accept, started);
     let delivered = match admitted {
         Ok(target) => {
             let client = Client { address: from, identity: None, authority: None };
-            deliver(&worker, &pod, &client, &target).await
+            let delivering = Instant::now();
+            let delivered = deliver(&worker, &pod, &client, &target).await;
+            walk.done(Leg::Backend, delivering);
+            delivered
         }
         Err(error) => Err(error),
     };
+    record.legs = walk.times();
     record.setup = started.elapsed();
     let error = match delivered {
         Ok(application) => {

@@ -14,10 +14,10 @@ use tokio::{net::TcpStream, sync::watch, time::timeout};
 use self::load::{Load, Slot};
 use crate::{
     decide::{self, GatewayTarget, SourceKind},
-    hbone::{Authority, Baggage, ConnError, Forwarded, Leg, header},
+    hbone::{Authority, Baggage, Cause, ConnError, Forwarded, Leg, Walk, header},
     identity::{CertificateStore, PeerRole, SpiffeId},
     observe::{
-        access_log::{AccessLog, Direction, Moment, Record},
+        access_log::{AccessLog, Direction, Record},
         connections::Connections,
         counters::Counters,
     },
@@ -96,7 +96,7 @@ impl Gateway {
         let (standing, drain) = (credential.standing(PeerRole::Client), self.drain.clone());
         server::serve(socket, session, standing, drain, move |incoming, peer| self.clone().stream(incoming, peer, from))
             .await
-            .map_err(refused)
+            .map_err(|refusal| refused(refusal.reason).because(refusal.cause))
     }
 
     async fn stream(self: Rc<Self>, incoming: Incoming, peer: Rc<SpiffeId>, from: SocketAddr) {
@@ -104,12 +104,14 @@ impl Gateway {
         Counters::add(&self.counters.gateway);
         let mut record = Record::new(Direction::Gateway);
         describe(&mut record, &incoming, &peer, from);
-        let reached = self.reach(&incoming, &peer, &mut record).await;
+        let walk = Walk::default();
+        let reached = self.reach(&incoming, &peer, &mut record, &walk).await;
+        record.legs = walk.times();
         record.setup = started.elapsed();
         let error = match reached {
             Ok((socket, slot)) => {
                 // An inner tunnel may carry connections for hours; who opened it must be known before.
-                self.log.record(Record { moment: Moment::Open, ..record.clone() });
+                self.log.begin(&mut record);
                 let error = self.carry(incoming, socket, &mut record).await;
                 drop(slot);
                 error
@@ -128,7 +130,9 @@ impl Gateway {
         incoming: &Incoming,
         peer: &SpiffeId,
         record: &mut Record,
+        walk: &Walk,
     ) -> Result<(TcpStream, Slot), ConnError> {
+        let resolving = Instant::now();
         let refused = |status: u16, leg: Leg, reason: String| ConnError {
             status: Some(status),
             ..ConnError::fatal(leg, peer, reason)
@@ -142,10 +146,14 @@ impl Gateway {
         let GatewayTarget { service, candidates } =
             decide::gateway_from(&model, &authority, peer, source, &self.load, &mut random)
                 .map_err(|refusal| refused(refusal.status, Leg::Resolve, refusal.reason))?;
+        walk.done(Leg::Resolve, resolving);
         record.service = Some(service);
         let mut last = refused(503, Leg::Backend, format!("{authority} has no endpoint"));
         for (to, workload) in candidates {
-            match self.connect(to, &workload).await {
+            let connecting = Instant::now();
+            let connected = self.connect(to, &workload).await;
+            walk.done(Leg::Backend, connecting);
+            match connected {
                 Ok(socket) => {
                     let slot = self.load.take(&workload.uid);
                     record.destination.address = Some(to);
@@ -171,7 +179,7 @@ impl Gateway {
             }
             Err(_) => {
                 self.load.failed(&workload.uid);
-                return Err(failed(&"no answer within 10 s"));
+                return Err(failed(&"no answer within 10 s").because(Cause::Timeout));
             }
         };
         // Small records must not wait for an acknowledgement; a socket that refuses the option still works.

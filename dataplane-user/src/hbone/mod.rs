@@ -15,7 +15,7 @@ pub use authority::{Authority, AuthorityError};
 pub use baggage::{Baggage, WorkloadType};
 pub use causeway::{EndpointId, GatewaysHint, MAX_HINT_ADDRESSES, MAX_HINT_BYTES, peer_version};
 pub use forwarded::Forwarded;
-pub use leg::{ConnError, Leg};
+pub use leg::{Cause, ConnError, Leg, LegTimes, Walk};
 pub use proxy::proxy_header;
 pub use trace::TraceParent;
 

@@ -12,7 +12,7 @@ use std::{
 use super::{
     access_log::Record,
     counters::Counters,
-    traffic::{Series, Traffic},
+    traffic::{Account, Traffic},
 };
 use crate::tunnel::copy::Counts;
 
@@ -29,7 +29,7 @@ pub struct Connection {
     counts: Counts,
     /// Whether the near socket is the destination's.
     inward: bool,
-    series: Option<Arc<Series>>,
+    account: Arc<Account>,
     flushed: Mutex<(u64, u64)>,
 }
 
@@ -46,9 +46,7 @@ impl Connection {
         let (towards, back) = self.bytes();
         let new = (towards - flushed.0, back - flushed.1);
         *flushed = (towards, back);
-        if let Some(series) = &self.series {
-            series.add_bytes(new.0, new.1);
-        }
+        self.account.add_bytes(new.0, new.1);
         counters.add_bytes(new);
     }
 }
@@ -69,12 +67,19 @@ impl Connections {
         Self { shards: Default::default(), next: AtomicU64::new(0), counters, traffic }
     }
 
+    /// Where they are counted.
+    #[must_use]
+    pub fn traffic(&self) -> &Traffic {
+        &self.traffic
+    }
+
     /// Registers a connection whose bytes begin to flow. `inward`: the near socket of its copy is the destination's.
     pub fn open(&self, record: &mut Record, inward: bool) -> Open<'_> {
-        record.opened = true;
         Counters::add(&self.counters.open);
+        let account = self.traffic.opened(record);
+        record.account = Some(account.clone());
         let connection = Arc::new(Connection {
-            series: self.traffic.opened(record),
+            account,
             record: record.clone(),
             since: Instant::now(),
             counts: Counts::default(),

@@ -253,10 +253,12 @@ pub fn connection(connection: &Connection) -> Value {
             "workload": side.workload.as_ref().map(|workload| &workload.name),
             "namespace": side.workload.as_ref().map(|workload| &workload.namespace),
             "identity": side.identity.as_ref().map(ToString::to_string),
-            "cluster": side.workload.as_ref().map(|workload| &workload.cluster).or(side.cluster.as_ref()),
+            "cluster": side.cluster(),
         })
     };
     let (sent, received) = connection.bytes();
+    let legs: Map<String, Value> =
+        record.legs.walked().map(|(leg, micros)| (leg.name().to_owned(), json!(f64::from(micros) / 1000.0))).collect();
     json!({
         "direction": record.direction.name(),
         "src": side(&record.source),
@@ -264,6 +266,7 @@ pub fn connection(connection: &Connection) -> Value {
         "service": record.service.as_ref().map(|service| &service.hostname),
         "authority": record.hbone,
         "seconds": connection.since.elapsed().as_secs(),
+        "legMillis": legs,
         "bytesSent": sent,
         "bytesReceived": received,
     })

@@ -1,72 +1,41 @@
-//! Istio's TCP metrics: which labels a connection has, and the counters behind them.
+//! What is counted about connections: Istio's TCP metrics with their labels, and the time each leg took.
 //!
-//! Names and labels are those of Istio's standard metrics, so that dashboards made for them keep working.
+//! Names and labels are those of Istio's standard metrics, so that dashboards made for them keep working. A worker finds the
+//! counters of a connection that looks like an earlier one in a table of its own thread; only a new kind of connection takes
+//! a lock and makes texts.
 
 use std::{
+    cell::RefCell,
     collections::HashMap,
-    fmt,
-    sync::{Arc, Mutex, PoisonError},
+    fmt::{self, Write},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use prometheus_client::{
-    encoding::{EncodeLabel, EncodeLabelSet, LabelSetEncoder},
-    metrics::{counter::Counter, family::Family, histogram::Histogram},
+    metrics::{counter::Counter, family::Family},
     registry::Registry,
 };
 
-use super::access_log::{Direction, Record, Side};
-use crate::hbone::{ConnError, Leg};
+use super::{
+    histogram::Histogram,
+    labels::{self, Labels, flags},
+    record::{Direction, Record, Side},
+};
+use crate::{
+    hbone::{Leg, LegTimes},
+    identity::SpiffeId,
+    state::{Service, Workload},
+};
 
 /// Label sets kept; a cluster has far fewer pairs of workloads that talk at one node.
 const MAX_SERIES: usize = 100_000;
-/// Bounds of the time from accept until bytes can flow, in seconds.
-const SETUP_SECONDS: [f64; 12] = [0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0];
-
-/// What Istio calls a connection's traffic labels, in the order they are written.
-const LABELS: [&str; 26] = [
-    "reporter",
-    "source_workload",
-    "source_canonical_service",
-    "source_canonical_revision",
-    "source_workload_namespace",
-    "source_principal",
-    "source_app",
-    "source_version",
-    "source_cluster",
-    "source_region",
-    "source_zone",
-    "destination_service",
-    "destination_service_namespace",
-    "destination_service_name",
-    "destination_workload",
-    "destination_canonical_service",
-    "destination_canonical_revision",
-    "destination_workload_namespace",
-    "destination_principal",
-    "destination_app",
-    "destination_version",
-    "destination_cluster",
-    "destination_region",
-    "destination_zone",
-    "connection_security_policy",
-    "response_flags",
-];
-
-/// The label that is the same on all of these metrics.
-const PROTOCOL: (&str, &str) = ("request_protocol", "tcp");
-
-/// Values of the labels, in their order.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Labels([Arc<str>; LABELS.len()]);
-
-impl EncodeLabelSet for Labels {
-    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), fmt::Error> {
-        for (name, value) in LABELS.iter().zip(&self.0) {
-            (*name, &**value).encode(encoder.encode_label())?;
-        }
-        PROTOCOL.encode(encoder.encode_label())
-    }
-}
+/// Pairs of clusters kept; past that they count as unknown, because a peer names its cluster itself.
+const MAX_WAYS: usize = 1_024;
+/// Kinds of connections a worker remembers.
+const REMEMBERED: usize = 1_024;
 
 /// The counters of one set of labels.
 #[derive(Debug)]
@@ -78,52 +47,112 @@ pub struct Series {
     received: Counter,
 }
 
-impl Series {
-    /// Adds bytes that went towards the destination and back. Istio counts from the server's side: what it sent is the answer.
-    pub fn add_bytes(&self, towards: u64, back: u64) {
-        self.received.inc_by(towards);
-        self.sent.inc_by(back);
+/// What is counted by direction and clusters, the gateway role included.
+#[derive(Debug, Default)]
+struct Way {
+    setup: Histogram,
+    legs: [Histogram; Leg::ALL.len()],
+    failed: [AtomicU64; Leg::ALL.len()],
+}
+
+impl Way {
+    fn observe(&self, setup: u32, times: LegTimes) {
+        self.setup.observe(setup);
+        for (leg, micros) in times.walked() {
+            if let Some(histogram) = self.legs.get(leg as usize) {
+                histogram.observe(micros);
+            }
+        }
     }
 }
+
+/// Where one kind of connection is counted.
+#[derive(Debug)]
+pub struct Account {
+    /// None for the gateway role, which is nobody's source or destination, and where there are too many label sets.
+    series: Option<Arc<Series>>,
+    way: Arc<Way>,
+}
+
+impl Account {
+    /// Adds bytes that went towards the destination and back. Istio counts from the server's side: what it sent is the answer.
+    pub fn add_bytes(&self, towards: u64, back: u64) {
+        if let Some(series) = &self.series {
+            series.received.inc_by(towards);
+            series.sent.inc_by(back);
+        }
+    }
+}
+
+/// All that makes two connections count alike. Workloads and services are told by their place in memory.
+#[derive(PartialEq, Eq, Hash)]
+struct Kind {
+    traffic: usize,
+    direction: Direction,
+    source: End,
+    destination: End,
+    service: usize,
+    flags: &'static str,
+}
+
+#[derive(PartialEq, Eq, Hash)]
+struct End {
+    workload: usize,
+    identity: Option<SpiffeId>,
+    cluster: Option<Arc<str>>,
+}
+
+impl End {
+    fn new(side: &Side) -> Self {
+        Self { workload: place(&side.workload), identity: side.identity.clone(), cluster: side.cluster.clone() }
+    }
+}
+
+fn place<T>(of: &Option<Arc<T>>) -> usize {
+    of.as_ref().map_or(0, |of| Arc::as_ptr(of).addr())
+}
+
+/// An account, and what keeps the places that its kind is told by from being used again.
+struct Remembered {
+    account: Arc<Account>,
+    _workloads: [Option<Weak<Workload>>; 2],
+    _service: Option<Weak<Service>>,
+}
+
+thread_local! {
+    static REMEMBER: RefCell<HashMap<Kind, Remembered>> = RefCell::default();
+}
+
+/// Direction, and the clusters of both sides.
+type WayKey = (Direction, Arc<str>, Arc<str>);
 
 /// All traffic metrics of a node.
 #[derive(Debug)]
 pub struct Traffic {
-    unknown: Arc<str>,
-    none: Arc<str>,
+    number: usize,
     known: Mutex<HashMap<Labels, Arc<Series>>>,
+    ways: Mutex<HashMap<WayKey, Arc<Way>>>,
     opened: Family<Labels, Counter>,
     closed: Family<Labels, Counter>,
     failed: Family<Labels, Counter>,
     sent: Family<Labels, Counter>,
     received: Family<Labels, Counter>,
-    setup: Family<Way, Histogram>,
-}
-
-/// The label of metrics that only tell which way a connection went.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Way(&'static str);
-
-impl EncodeLabelSet for Way {
-    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), fmt::Error> {
-        ("direction", self.0).encode(encoder.encode_label())
-    }
 }
 
 impl Traffic {
     /// Registers the metrics with nothing counted.
     #[must_use]
     pub fn new(registry: &mut Registry) -> Self {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
         let traffic = Self {
-            unknown: "unknown".into(),
-            none: "-".into(),
+            number: NUMBER.fetch_add(1, Relaxed) as usize,
             known: Mutex::default(),
+            ways: Mutex::default(),
             opened: Family::default(),
             closed: Family::default(),
             failed: Family::default(),
             sent: Family::default(),
             received: Family::default(),
-            setup: Family::new_with_constructor(|| Histogram::new(SETUP_SECONDS)),
         };
         let istio = registry.sub_registry_with_prefix("istio_tcp");
         istio.register("connections_opened", "TCP connections opened", traffic.opened.clone());
@@ -131,23 +160,36 @@ impl Traffic {
         istio.register("connections_failed", "TCP connections that failed before bytes flowed", traffic.failed.clone());
         istio.register("sent_bytes", "Bytes sent in answers", traffic.sent.clone());
         istio.register("received_bytes", "Bytes received in requests", traffic.received.clone());
-        registry.register("causeway_setup_seconds", "Time from accept until bytes could flow", traffic.setup.clone());
         traffic
     }
 
-    /// Counts a connection whose bytes can flow now. The gateway role is nobody's source or destination and has counters of its own.
-    pub fn opened(&self, record: &Record) -> Option<Arc<Series>> {
-        self.setup.get_or_create(&Way(record.direction.name())).observe(record.setup.as_secs_f64());
-        let series = self.series(record, self.none.clone())?;
-        series.opened.inc();
-        Some(series)
+    /// Counts a connection whose bytes can flow now, and how long it took until then.
+    pub fn opened(&self, record: &Record) -> Arc<Account> {
+        let account = self.account(record, labels::NONE);
+        let setup = u32::try_from(record.setup.as_micros()).unwrap_or(u32::MAX);
+        account.way.observe(setup, record.legs);
+        if let Some(series) = &account.series {
+            series.opened.inc();
+        }
+        account
     }
 
     /// Counts the end of a connection that was opened, or one that failed before.
-    pub fn ended(&self, record: &Record, was_open: bool) {
-        let flags = record.error.as_ref().map_or_else(|| self.none.clone(), |error| Arc::from(flags(error)));
-        if let Some(series) = self.series(record, flags) {
-            if was_open {
+    pub fn ended(&self, record: &Record) {
+        let account = match (&record.account, &record.error) {
+            (Some(account), None) => account.clone(),
+            (_, Some(error)) => {
+                let account = self.account(record, flags(error));
+                if let Some(count) = account.way.failed.get(error.leg as usize) {
+                    count.fetch_add(1, Relaxed);
+                }
+                account
+            }
+            // Neither opened nor failed: nothing to tell.
+            (None, None) => return,
+        };
+        if let Some(series) = &account.series {
+            if record.opened() {
                 series.closed.inc()
             } else {
                 series.failed.inc()
@@ -155,8 +197,37 @@ impl Traffic {
         }
     }
 
-    fn series(&self, record: &Record, flags: Arc<str>) -> Option<Arc<Series>> {
-        let labels = self.labels(record, flags)?;
+    /// The account of connections like this one.
+    fn account(&self, record: &Record, flags: &'static str) -> Arc<Account> {
+        let kind = Kind {
+            traffic: self.number,
+            direction: record.direction,
+            source: End::new(&record.source),
+            destination: End::new(&record.destination),
+            service: place(&record.service),
+            flags,
+        };
+        REMEMBER.with_borrow_mut(|remember| {
+            if let Some(known) = remember.get(&kind) {
+                return known.account.clone();
+            }
+            let account = Arc::new(Account { series: self.series(record, flags), way: self.way(record) });
+            if remember.len() >= REMEMBERED {
+                remember.clear();
+            }
+            let weak = |side: &Side| side.workload.as_ref().map(Arc::downgrade);
+            let known = Remembered {
+                account: account.clone(),
+                _workloads: [weak(&record.source), weak(&record.destination)],
+                _service: record.service.as_ref().map(Arc::downgrade),
+            };
+            remember.insert(kind, known);
+            account
+        })
+    }
+
+    fn series(&self, record: &Record, flags: &'static str) -> Option<Arc<Series>> {
+        let labels = Labels::of(record, flags)?;
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(series) = known.get(&labels) {
             return Some(series.clone());
@@ -176,102 +247,64 @@ impl Traffic {
         Some(series)
     }
 
-    fn labels(&self, record: &Record, flags: Arc<str>) -> Option<Labels> {
-        let reporter = match record.direction {
-            Direction::Outbound => "source",
-            Direction::Inbound => "destination",
-            Direction::Gateway => return None,
+    fn way(&self, record: &Record) -> Arc<Way> {
+        let cluster = |side: &Side| {
+            let known = side.cluster().filter(|cluster| !cluster.is_empty());
+            known.cloned().unwrap_or_else(|| labels::UNKNOWN.into())
         };
-        let or_unknown = |text: &Arc<str>| if text.is_empty() { self.unknown.clone() } else { text.clone() };
-        let side = |side: &Side| -> [Arc<str>; 10] {
-            let principal = side.identity.as_ref().map_or_else(|| self.unknown.clone(), |id| Arc::from(id.to_string()));
-            let Some(workload) = &side.workload else {
-                let mut all = std::array::from_fn(|_| self.unknown.clone());
-                all[4] = principal;
-                if let Some(cluster) = &side.cluster {
-                    all[7] = or_unknown(cluster);
-                }
-                return all;
-            };
-            let cluster = side.cluster.as_ref().unwrap_or(&workload.cluster);
-            [
-                or_unknown(&workload.workload_name),
-                or_unknown(&workload.canonical_name),
-                or_unknown(&workload.canonical_revision),
-                or_unknown(&workload.namespace),
-                principal,
-                or_unknown(&workload.canonical_name),
-                or_unknown(&workload.canonical_revision),
-                or_unknown(cluster),
-                or_unknown(&workload.locality.region),
-                or_unknown(&workload.locality.zone),
-            ]
+        let mut ways = self.ways.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut key = (record.direction, cluster(&record.source), cluster(&record.destination));
+        if ways.len() >= MAX_WAYS && !ways.contains_key(&key) {
+            key = (record.direction, labels::UNKNOWN.into(), labels::UNKNOWN.into());
+        }
+        ways.entry(key).or_default().clone()
+    }
+
+    /// Writes what is counted by direction and clusters.
+    ///
+    /// # Errors
+    /// Those of the writer.
+    pub fn write(&self, text: &mut String) -> fmt::Result {
+        let ways: Vec<(WayKey, Arc<Way>)> = {
+            let ways = self.ways.lock().unwrap_or_else(PoisonError::into_inner);
+            ways.iter().map(|(key, way)| (key.clone(), way.clone())).collect()
         };
-        let service = match &record.service {
-            Some(service) => [&service.hostname, &service.namespace, &service.name].map(or_unknown),
-            None => std::array::from_fn(|_| self.unknown.clone()),
-        };
-        let secured = record.source.identity.is_some() && record.destination.identity.is_some();
-        let policy = if secured { "mutual_tls" } else { "unknown" };
-        let values = [reporter.into()]
-            .into_iter()
-            .chain(side(&record.source))
-            .chain(service)
-            .chain(side(&record.destination))
-            .chain([policy.into(), flags]);
-        let values: Vec<Arc<str>> = values.collect();
-        values.try_into().ok().map(Labels)
+        let mut rows: Vec<(String, Arc<Way>)> = Vec::with_capacity(ways.len());
+        for ((direction, source, destination), way) in ways {
+            rows.push((way_labels(direction, &source, &destination)?, way));
+        }
+        rows.sort_by(|(a, _), (b, _)| a.cmp(b));
+        let name = "causeway_setup_seconds";
+        write!(text, "# HELP {name} Time from accept until bytes could flow.\n# TYPE {name} histogram\n")?;
+        for (labels, way) in rows.iter().filter(|(_, way)| !way.setup.is_empty()) {
+            way.setup.write(text, name, labels)?;
+        }
+        let name = "causeway_leg_duration_seconds";
+        write!(text, "# HELP {name} Time of a leg, for connections that walked it.\n# TYPE {name} histogram\n")?;
+        for (labels, way) in &rows {
+            for (leg, histogram) in Leg::ALL.iter().zip(&way.legs).filter(|(_, histogram)| !histogram.is_empty()) {
+                histogram.write(text, name, &format!("leg=\"{leg}\",{labels}"))?;
+            }
+        }
+        let name = "causeway_failures";
+        write!(text, "# HELP {name} Failed connections by leg and clusters.\n# TYPE {name} counter\n")?;
+        for (labels, way) in &rows {
+            for (leg, count) in Leg::ALL.iter().zip(&way.failed) {
+                writeln!(text, "{name}_total{{leg=\"{leg}\",{labels}}} {}", count.load(Relaxed))?;
+            }
+        }
+        Ok(())
     }
 }
 
-/// Istio's word for what ended a connection.
-fn flags(error: &ConnError) -> &'static str {
-    match (error.leg, error.status) {
-        (_, Some(401)) | (Leg::Accept, _) => "DENY",
-        (Leg::OuterTls | Leg::InnerTls, _) => "TLS_FAILURE",
-        (Leg::OuterTcp | Leg::Backend | Leg::Resolve | Leg::Connect, _) => "CONNECT",
+/// The labels of a way, as they stand between braces.
+fn way_labels(direction: Direction, source: &str, destination: &str) -> Result<String, fmt::Error> {
+    let mut text = format!("direction=\"{}\"", direction.name());
+    for (name, value) in [("source_cluster", source), ("destination_cluster", destination)] {
+        write!(text, ",{name}=\"{}\"", labels::escaped(value))?;
     }
+    Ok(text)
 }
 
 #[cfg(test)]
-mod tests {
-    use prometheus_client::encoding::text::encode;
-
-    use super::*;
-
-    #[test]
-    fn a_connection_counts_once_when_it_opens_and_once_when_it_ends() {
-        let mut registry = Registry::default();
-        let traffic = Traffic::new(&mut registry);
-        let mut record = Record::new(Direction::Outbound);
-        let series = traffic.opened(&record);
-        assert!(series.is_some());
-        if let Some(series) = series {
-            series.add_bytes(7, 11);
-        }
-        traffic.ended(&record, true);
-        record.error = Some(ConnError::fatal(Leg::InnerTls, "web:80", "no"));
-        traffic.ended(&record, false);
-        let mut text = String::new();
-        assert!(encode(&mut text, &registry).is_ok());
-        let value = |name: &str, flags: &str| {
-            text.lines()
-                .find(|line| line.starts_with(name) && line.contains(&format!("response_flags=\"{flags}\"")))
-                .and_then(|line| line.rsplit(' ').next())
-                .map(str::to_owned)
-        };
-        assert_eq!(value("istio_tcp_connections_opened_total", "-").as_deref(), Some("1"), "{text}");
-        assert_eq!(value("istio_tcp_connections_closed_total", "-").as_deref(), Some("1"));
-        assert_eq!(value("istio_tcp_sent_bytes_total", "-").as_deref(), Some("11"));
-        assert_eq!(value("istio_tcp_received_bytes_total", "-").as_deref(), Some("7"));
-        assert_eq!(value("istio_tcp_connections_failed_total", "TLS_FAILURE").as_deref(), Some("1"));
-        assert!(text.contains("reporter=\"source\""));
-        assert!(text.contains("request_protocol=\"tcp\""));
-    }
-
-    #[test]
-    fn the_gateway_role_is_no_reporter() {
-        let traffic = Traffic::new(&mut Registry::default());
-        assert!(traffic.opened(&Record::new(Direction::Gateway)).is_none());
-    }
-}
+mod tests;

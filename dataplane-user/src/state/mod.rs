@@ -17,6 +17,7 @@ mod several;
 mod shards;
 mod source;
 mod store;
+mod telemetry;
 mod workload;
 mod writer;
 
@@ -34,6 +35,7 @@ pub use service::{
 };
 pub use source::{Applied, SourceId, Update};
 pub use store::ModelStore;
+pub use telemetry::{Lines, LogConfig, LogFormat, Share, Telemetry, Traces};
 pub use workload::{
     ApplicationTunnel, Destination, Extension, GatewayRef, Locality, Place, Protocol, TunnelKind, Workload,
 };

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::Cidr;
+use super::{Cidr, Telemetry};
 use crate::identity::{SpiffeId, StoreConfig};
 
 /// A dialable gateway address.
@@ -206,6 +206,8 @@ pub struct NodeConfig {
     pub plaintext_to_mesh: PlaintextToMesh,
     /// Istio's control plane, if there is one.
     pub control_plane: Option<ControlPlane>,
+    /// Access log and spans.
+    pub telemetry: Telemetry,
 }
 
 impl NodeConfig {

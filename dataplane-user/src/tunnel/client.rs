@@ -25,8 +25,8 @@ use super::{
     settings::{self, SendStream},
     tls::{TlsStream, Transport},
 };
-use crate::hbone::{ConnError, Leg};
-use crate::identity::{SpiffeId, Standing};
+use crate::hbone::{Cause, ConnError, Leg};
+use crate::identity::{PeerError, SpiffeId, Standing};
 
 /// Progress of the transport below a tunnel, as the kernel sees it: any number that grows when the peer acknowledges.
 pub type Progress = Box<dyn Fn() -> u64>;
@@ -143,18 +143,22 @@ impl Tunnel {
     {
         let failed = |error: &dyn std::fmt::Display| ConnError::retryable(legs.tls, &address, error);
         let made = timeout(settings::HANDSHAKE_TIMEOUT, async {
-            let tls = TlsStream::handshake(io, session).await.map_err(|error| failed(&describe_tls(&error)))?;
+            let tls = TlsStream::handshake(io, session)
+                .await
+                .map_err(|error| failed(&describe_tls(&error)).because(cause_of_tls(&error)))?;
             if tls.alpn() != Some(b"h2") {
-                return Err(failed(&"the peer did not agree on HTTP/2 (ALPN h2)"));
+                return Err(failed(&"the peer did not agree on HTTP/2 (ALPN h2)").because(Cause::Preface));
             }
             let peer = crate::identity::peer_identity(tls.peer_certificates());
             let chain = owned(tls.peer_certificates());
-            let (send, connection) =
-                settings::client().handshake::<_, Bytes>(tls).await.map_err(|error| failed(&error))?;
+            let (send, connection) = settings::client()
+                .handshake::<_, Bytes>(tls)
+                .await
+                .map_err(|error| failed(&error).because(Cause::Preface))?;
             Ok((send, connection, peer, chain))
         })
         .await
-        .map_err(|_| failed(&"no answer within 10 s"))?;
+        .map_err(|_| failed(&"no answer within 10 s").because(Cause::Timeout))?;
         let (send, connection, peer, chain) = made?;
         let (end, ended) = Ended::new();
         let now = Instant::now();
@@ -269,6 +273,23 @@ pub fn describe_tls(error: &io::Error) -> String {
         Some(rustls::Error::General(text)) => text.clone(),
         Some(other) => other.to_string(),
         None => error.to_string(),
+    }
+}
+
+/// What kind of failure a TLS failure is.
+pub fn cause_of_tls(error: &io::Error) -> Cause {
+    let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) else {
+        return Cause::Other;
+    };
+    match error {
+        rustls::Error::InvalidCertificate(rustls::CertificateError::Other(other))
+            if matches!(other.0.downcast_ref(), Some(PeerError::Revoked { .. })) =>
+        {
+            Cause::Revoked
+        }
+        rustls::Error::AlertReceived(rustls::AlertDescription::CertificateRevoked) => Cause::Revoked,
+        rustls::Error::NoApplicationProtocol => Cause::Preface,
+        _ => Cause::Other,
     }
 }
 

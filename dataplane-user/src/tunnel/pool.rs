@@ -1,6 +1,6 @@
 //! Reuse of tunnels to the next hop: one pool per worker.
 
-use std::{cell::RefCell, collections::HashMap, future::Future, hash::Hash, net::IpAddr, rc::Rc};
+use std::{cell::RefCell, collections::HashMap, future::Future, hash::Hash, net::IpAddr, rc::Rc, time::Instant};
 
 use http::HeaderMap;
 use tokio::sync::Mutex;
@@ -9,7 +9,7 @@ use super::{
     client::{Legs, OpenStream, Tunnel},
     settings::STREAMS_PER_TUNNEL,
 };
-use crate::hbone::ConnError;
+use crate::hbone::{ConnError, Walk};
 use crate::identity::{ExpectedPeer, SpiffeId};
 
 /// What two connections must have in common to share an outer tunnel. The source address is part of it so that a
@@ -73,6 +73,7 @@ impl<K: Clone + Eq + Hash> Pool<K> {
     }
 
     /// Opens a stream on a pooled tunnel. A tunnel that died while idle is noticed here: then a fresh one is used, once.
+    /// The time of the CONNECT is noted in `walk`, that of a dial is the matter of `dial`.
     ///
     /// # Errors
     /// The error of `dial` or of the CONNECT.
@@ -81,9 +82,9 @@ impl<K: Clone + Eq + Hash> Pool<K> {
         key: &K,
         generation: u64,
         dial: D,
-        authority: &str,
-        headers: &HeaderMap,
+        (authority, headers): (&str, &HeaderMap),
         legs: Legs,
+        walk: &Walk,
     ) -> Result<(OpenStream, Tunnel), ConnError>
     where
         D: Fn() -> F,
@@ -92,7 +93,10 @@ impl<K: Clone + Eq + Hash> Pool<K> {
         loop {
             let tunnel = self.tunnel(key, generation, &dial).await?;
             let fresh = tunnel.opened() == 0;
-            match tunnel.open(authority, headers.clone(), legs).await {
+            let begin = Instant::now();
+            let opened = tunnel.open(authority, headers.clone(), legs).await;
+            walk.done(legs.connect, begin);
+            match opened {
                 Ok(stream) => return Ok((stream, tunnel)),
                 Err(_) if !fresh && !tunnel.is_usable() => {}
                 Err(error) => return Err(error),

@@ -15,13 +15,13 @@ use tokio::{
 use tracing::warn;
 
 use super::{
-    client::describe_tls,
+    client::{cause_of_tls, describe_tls},
     ended::{ENDING, Ended, owned},
     settings::{self, SendStream},
     tls::TlsStream,
 };
 use crate::{
-    hbone::Authority,
+    hbone::{Authority, Cause},
     identity::{SpiffeId, Standing},
 };
 
@@ -67,41 +67,59 @@ impl Incoming {
     }
 }
 
+/// Why no tunnel came about: words for the log, and what kind of failure it is.
+#[derive(Debug)]
+pub struct Refusal {
+    /// Which of TLS and the preface failed, and why.
+    pub reason: String,
+    /// What kind of failure it is.
+    pub cause: Cause,
+}
+
+impl Refusal {
+    fn new(reason: impl Into<String>, cause: Cause) -> Self {
+        Self { reason: reason.into(), cause }
+    }
+}
+
 /// Serves one accepted connection until the peer closes it or `drain` turns true and its streams are done.
 ///
 /// `handle` is called for every CONNECT with the peer's identity. When the peer's certificate is withdrawn its streams are
 /// told, and the connection is closed.
 ///
 /// # Errors
-/// Words for the log when TLS or the preface fails: which of the two, and why.
+/// When TLS or the preface fails.
 pub async fn serve<H, F>(
     socket: TcpStream,
     session: UnbufferedServerConnection,
     standing: Standing,
     mut drain: watch::Receiver<bool>,
     handle: H,
-) -> Result<(), String>
+) -> Result<(), Refusal>
 where
     H: Fn(Incoming, Rc<SpiffeId>) -> F,
     F: Future<Output = ()> + 'static,
 {
     let accepted = timeout(settings::HANDSHAKE_TIMEOUT, async {
-        let tls =
-            TlsStream::handshake(socket, session).await.map_err(|error| format!("TLS: {}", describe_tls(&error)))?;
+        let tls = TlsStream::handshake(socket, session)
+            .await
+            .map_err(|error| Refusal::new(format!("TLS: {}", describe_tls(&error)), cause_of_tls(&error)))?;
         if tls.alpn() != Some(b"h2") {
-            return Err("TLS: the peer does not offer HTTP/2 (ALPN h2)".to_owned());
+            return Err(Refusal::new("TLS: the peer does not offer HTTP/2 (ALPN h2)", Cause::Preface));
         }
         let peer = crate::identity::peer_identity(tls.peer_certificates())
-            .ok_or("TLS: the peer's certificate names no SPIFFE identity")?;
+            .ok_or_else(|| Refusal::new("TLS: the peer's certificate names no SPIFFE identity", Cause::Other))?;
         let chain = owned(tls.peer_certificates());
-        let connection =
-            settings::server().handshake::<_, Bytes>(tls).await.map_err(|error| format!("HTTP/2 preface: {error}"))?;
+        let connection = settings::server()
+            .handshake::<_, Bytes>(tls)
+            .await
+            .map_err(|error| Refusal::new(format!("HTTP/2 preface: {error}"), Cause::Preface))?;
         Ok((connection, Rc::new(peer), chain))
     })
     .await;
     let (mut connection, peer, chain) = match accepted {
         Ok(made) => made?,
-        Err(_) => return Err("no TLS handshake within 10 s".to_owned()),
+        Err(_) => return Err(Refusal::new("no TLS handshake within 10 s", Cause::Timeout)),
     };
     let mut draining = *drain.borrow();
     let (end, ended) = Ended::new();

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::convert::{Unique, cidr, gateway_address, identity, required, service_key, socket};
+use super::convert_telemetry::telemetry;
 use super::locate::Place;
 use super::{Problems, raw_node as raw};
 use crate::identity::{CertificateFiles, CertificateSource, SpiffeId, StoreConfig};
@@ -62,6 +63,7 @@ pub(super) fn node(raw: &raw::Node, base: &Path, problems: &mut Problems) -> Opt
             raw::PlaintextToMesh::Refuse => PlaintextToMesh::Refuse,
         },
         control_plane,
+        telemetry: telemetry(raw, &place, problems),
     })
 }
 

@@ -8,6 +8,7 @@ mod check;
 mod convert;
 mod convert_mesh;
 mod convert_node;
+mod convert_telemetry;
 mod error;
 mod locate;
 mod raw;

@@ -48,6 +48,12 @@ pub(super) struct Node {
     /// Plaintext that arrives at an enrolled workload.
     #[serde(default)]
     pub(super) plaintext_to_mesh: PlaintextToMesh,
+    /// The access log.
+    #[serde(default)]
+    pub(super) log: Log,
+    /// A span for each connection, sent to a collector; without it, none.
+    #[serde(default)]
+    pub(super) traces: Option<Traces>,
 }
 
 /// Where Istio's control plane is.
@@ -189,4 +195,56 @@ pub(super) enum PlaintextToMesh {
     #[default]
     Allow,
     Refuse,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct Log {
+    /// Without it, what LOG_FORMAT says, else text.
+    pub(super) format: Option<LogFormat>,
+    /// Share of the connections that succeed which have a line, 0 to 1. Failures always have one.
+    pub(super) sample: f64,
+    /// Which connections have a line.
+    pub(super) connections: Lines,
+    /// The same by namespace of the pod that is enrolled here, at a gateway of the service.
+    pub(super) namespaces: std::collections::BTreeMap<String, Lines>,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { format: None, sample: 1.0, connections: Lines::All, namespaces: Default::default() }
+    }
+}
+
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Clone, Copy, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) enum Lines {
+    /// None at all.
+    Off,
+    /// Those that failed.
+    Errors,
+    /// Those that failed, and the share of the others.
+    #[default]
+    All,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Traces {
+    /// Where an OpenTelemetry collector takes OTLP over HTTP, as "http://127.0.0.1:4318".
+    pub(super) endpoint: String,
+    /// Share of the connections that begin here which have a span, 0 to 1; without it, all.
+    #[serde(default = "all")]
+    pub(super) sample: f64,
+}
+
+fn all() -> f64 {
+    1.0
 }

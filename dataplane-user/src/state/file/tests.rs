@@ -104,6 +104,25 @@ fn node_port_of_a_gateway_comes_from_its_uid() {
 type Mistake = (&'static str, &'static str, &'static str, &'static str);
 
 const MISTAKES: &[Mistake] = &[
+    ("  node: c1n1\n", "  node: c1n1\n  log: {sample: 1.5}\n", "causeway.log.sample", "1.5 is no share"),
+    (
+        "  node: c1n1\n",
+        "  node: c1n1\n  log: {connections: some}\n",
+        "causeway.log.connections",
+        "unknown variant `some`",
+    ),
+    (
+        "  node: c1n1\n",
+        "  node: c1n1\n  traces: {endpoint: \"https://x:4318\"}\n",
+        "causeway.traces.endpoint",
+        "does not begin with http://",
+    ),
+    (
+        "  node: c1n1\n",
+        "  node: c1n1\n  traces: {endpoint: \"http://:1\"}\n",
+        "causeway.traces.endpoint",
+        "no host and port",
+    ),
     ("  node: c1n1\n", "  node: c1n1\n  colour: red\n", "causeway", "unknown field `colour`"),
     ("protocol: HBONE, node", "protocol: HBONF, node", "workloads[0].protocol", "unknown variant `HBONF`"),
     ("  namespace: default\n  hostname", "  hostname", "services[0]", "missing field `namespace`"),
