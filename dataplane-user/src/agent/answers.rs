@@ -2,12 +2,11 @@
 
 use std::{
     collections::BTreeMap,
-    fmt::Write as _,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::SystemTime,
 };
 
-use prometheus_client::{encoding::text::encode, registry::Registry};
+use prometheus_client::registry::Registry;
 use serde_json::{Map, Value, json};
 use tokio::sync::Notify;
 
@@ -34,7 +33,7 @@ impl Answers {
         }
     }
 
-    fn report(&self) -> MutexGuard<'_, Report> {
+    pub(super) fn report(&self) -> MutexGuard<'_, Report> {
         self.report.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -91,52 +90,6 @@ impl Answers {
             "kernel": pods.kernel.iter().copied().collect::<BTreeMap<_, _>>(),
         })
     }
-
-    /// Gauges and counters that other parts keep, in the same text form.
-    fn own_metrics(&self, text: &mut String) -> std::fmt::Result {
-        let counters = json!(self.shared.counters.read());
-        let number = |name: &str| counters.get(name).and_then(Value::as_u64).unwrap_or(0);
-        for (name, help) in [
-            ("outbound", "Connections accepted from applications"),
-            ("inbound", "CONNECTs accepted for pods"),
-            ("plaintext", "Plaintext connections accepted for pods"),
-            ("gateway", "Streams forwarded by the gateway role"),
-            ("local", "Connections to another pod of this node"),
-            ("passthrough", "Connections that left as plain TCP"),
-            ("log_dropped", "Lines of the access log that were dropped"),
-            ("inner_not_tls", "Streams cut because they did not carry TLS"),
-        ] {
-            let value = number(name);
-            write!(
-                text,
-                "# HELP causeway_{name} {help}.\n# TYPE causeway_{name} counter\ncauseway_{name}_total {value}\n"
-            )?;
-        }
-        self.shared.connections.traffic().write(text)?;
-        self.shared.counters.dns.write(text)?;
-        let pods = self.report();
-        text.push_str("# HELP causeway_kernel_verdicts Decisions of the kernel programs.\n# TYPE causeway_kernel_verdicts counter\n");
-        for (verdict, count) in &pods.kernel {
-            writeln!(text, "causeway_kernel_verdicts_total{{verdict=\"{verdict}\"}} {count}")?;
-        }
-        let gauges = [
-            ("istio_tcp_sockets_open", "Connections open now", number("open")),
-            ("workload_manager_active_proxy_count", "Pods enrolled", pods.enrolled.len() as u64),
-            ("workload_manager_pending_proxy_count", "Pods that could not be enrolled yet", pods.failed.len() as u64),
-        ];
-        for (name, help, value) in gauges {
-            write!(text, "# HELP {name} {help}.\n# TYPE {name} gauge\n{name} {value}\n")?;
-        }
-        text.push_str("# HELP causeway_certificate_expiry_seconds Unix time at which a certificate ends.\n");
-        text.push_str("# TYPE causeway_certificate_expiry_seconds gauge\n");
-        for credential in self.shared.credentials.held() {
-            let end = dump::seconds(credential.not_after);
-            writeln!(text, "causeway_certificate_expiry_seconds{{identity=\"{}\"}} {end}", credential.id)?;
-        }
-        let version = env!("CARGO_PKG_VERSION");
-        text.push_str("# HELP istio_build What runs here.\n# TYPE istio_build gauge\n");
-        writeln!(text, "istio_build{{component=\"causeway\",tag=\"{version}\"}} 1")
-    }
 }
 
 impl Source for Answers {
@@ -151,12 +104,7 @@ impl Source for Answers {
     }
 
     fn metrics(&self) -> String {
-        self.shared.connections.flush();
-        let mut text = String::new();
-        // Writing into a String cannot fail; the text ends with the mark that the registry writes.
-        let _ = self.own_metrics(&mut text);
-        let _ = encode(&mut text, &self.registry);
-        text
+        self.all_metrics()
     }
 
     fn config_dump(&self) -> Value {

@@ -21,6 +21,7 @@ use crate::{
     decide::{GatewayAddress, GatewayCandidate, HboneRoute, NestedRoute, Outbound},
     hbone::{Baggage, Cause, ConnError, EndpointId, Leg, TraceParent, Walk, header, peer_version},
     identity::{Credential, ExpectedPeer, PeerRole, SpiffeId},
+    observe::counters::Counters,
     redirect::{Family, PodId, SocketKind, connect_start, tcp_info},
     state::Workload,
     tunnel::{
@@ -345,6 +346,9 @@ impl Inner {
         let headers = headers::request(&self.workload, self.client, host, &trace);
         let mut opened = Err(ConnError::retryable(Leg::Resolve, &name, "no address"));
         let resolving = Instant::now();
+        if let GatewayAddress::Host(..) = &candidate.address {
+            Counters::add(&self.worker.shared.counters.on_demand_dns);
+        }
         let addresses = resolve(&candidate.address).await;
         source.walk.done(Leg::Resolve, resolving);
         for to in addresses? {

@@ -45,6 +45,10 @@ pub(super) struct Report {
     pub(super) releasing: BTreeMap<String, PodInfo>,
     /// Pods that could not be enrolled, and why.
     pub(super) failed: BTreeMap<String, String>,
+    /// Enrolments so far.
+    pub(super) started: u64,
+    /// Enrolments that ended.
+    pub(super) stopped: u64,
     /// Counters of the kernel programs.
     pub(super) kernel: Vec<(&'static str, u64)>,
     /// Why the model file is not in force, if it is not.
@@ -157,6 +161,7 @@ impl Enrolments {
                 };
                 let mut report = self.report();
                 report.failed.remove(&uid);
+                report.started += 1;
                 report.enrolled.insert(uid, info);
             }
             Err(failure) => {
@@ -197,7 +202,9 @@ impl Enrolments {
             if let Err(failure) = self.redirector.forget(uid) {
                 error!("releasing {uid} left something behind: {failure}");
             }
-            self.report().releasing.remove(uid);
+            let mut report = self.report();
+            report.releasing.remove(uid);
+            report.stopped += 1;
             info!(uid, "released");
         }
         !idle.is_empty()

@@ -14,6 +14,7 @@ pub mod gateways;
 pub mod headers;
 pub mod inbound;
 mod local;
+mod metrics;
 pub mod node;
 pub mod outbound;
 pub mod plaintext;

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use arc_swap::ArcSwap;
 use rustls::client::danger::HandshakeSignatureValid;
@@ -31,6 +32,17 @@ pub(super) struct Trust {
     pub(super) provider: Arc<CryptoProvider>,
     /// Raised by every change that may take a peer's standing away.
     changed: watch::Sender<u64>,
+    rejected: AtomicU64,
+    untracked: AtomicU64,
+}
+
+/// What revocation lists did so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Revocations {
+    /// Peers refused, and tunnels ended, because a certificate or its signer stands on a list.
+    pub rejected: u64,
+    /// Tunnels that no list can end, because the peer's chain is not known.
+    pub untracked: u64,
 }
 
 impl fmt::Debug for Trust {
@@ -41,7 +53,18 @@ impl fmt::Debug for Trust {
 
 impl Trust {
     pub(super) fn new(provider: Arc<CryptoProvider>) -> Self {
-        Self { domains: ArcSwap::default(), revoked: ArcSwap::default(), provider, changed: watch::Sender::new(0) }
+        Self {
+            domains: ArcSwap::default(),
+            revoked: ArcSwap::default(),
+            provider,
+            changed: watch::Sender::new(0),
+            rejected: AtomicU64::new(0),
+            untracked: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn revocations(&self) -> Revocations {
+        Revocations { rejected: self.rejected.load(Relaxed), untracked: self.untracked.load(Relaxed) }
     }
 
     /// Replaces all roots; on an error the old ones stay.
@@ -103,7 +126,10 @@ impl Trust {
             leaf.verify_for_usage(algorithms, &roots.roots, intermediates, at, usage, revocation, None).map(|_| ())
         });
         verified.map_err(|error| match error {
-            webpki::Error::CertRevoked => PeerError::Revoked { presented: presented.clone() },
+            webpki::Error::CertRevoked => {
+                self.rejected.fetch_add(1, Relaxed);
+                PeerError::Revoked { presented: presented.clone() }
+            }
             other => PeerError::Chain {
                 presented: presented.clone(),
                 domain: presented.trust_domain().to_owned(),
@@ -162,6 +188,7 @@ impl Standing {
     pub async fn lost(mut self, chain: Vec<CertificateDer<'static>>) -> String {
         let begin = UnixTime::now();
         let Some((leaf, rest)) = chain.split_first() else {
+            self.trust.untracked.fetch_add(1, Relaxed);
             return std::future::pending().await;
         };
         loop {

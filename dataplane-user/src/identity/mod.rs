@@ -21,7 +21,7 @@ mod tls;
 mod trust;
 mod verify;
 
-pub use anchors::{PeerRole, Standing};
+pub use anchors::{PeerRole, Revocations, Standing};
 pub use authority::{Authority, AuthorityError, Issued, Issuing};
 pub use error::IdentityError;
 pub use expected::ExpectedPeer;

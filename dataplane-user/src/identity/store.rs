@@ -205,6 +205,11 @@ impl CertificateStore {
         self.lock().entries.values().map(|e| e.rotate_at).min()
     }
 
+    /// What revocation lists did so far.
+    pub fn revocations(&self) -> super::Revocations {
+        self.trust.revocations()
+    }
+
     /// Sets the roots of other trust domains (roots given for the own domain are added to its own).
     ///
     /// # Errors

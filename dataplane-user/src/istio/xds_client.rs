@@ -8,9 +8,10 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::uri::PathAndQuery;
+use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout_at};
-use tonic::{Request, Streaming};
+use tonic::{Code, Request, Streaming};
 use tonic_prost::ProstCodec;
 use tracing::{debug, error, info, warn};
 
@@ -50,6 +51,8 @@ pub struct Condition {
     pub terminations: BTreeMap<&'static str, u64>,
     /// Messages received, by type.
     pub messages: BTreeMap<String, u64>,
+    /// Bytes of them.
+    pub message_bytes: BTreeMap<String, u64>,
     /// Why there is no connection, if there is none.
     pub error: Option<String>,
     /// What is refused now, by name, with the reason.
@@ -100,6 +103,8 @@ pub struct Client {
 enum End {
     /// The server closed it in order.
     Closed,
+    /// It broke in a way that is part of a server's life: it restarts, moves clients elsewhere, or the path was lost.
+    Broken(String),
     Failed(String),
 }
 
@@ -132,7 +137,10 @@ impl Client {
             }
             let (kind, reason) = match end {
                 End::Closed => ("Complete", None),
-                End::Failed(reason) => (if answered { "Error" } else { "ConnectionError" }, Some(reason)),
+                End::Broken(reason) if answered => ("Reconnect", Some(reason)),
+                End::Broken(reason) | End::Failed(reason) => {
+                    (if answered { "Error" } else { "ConnectionError" }, Some(reason))
+                }
             };
             self.note(|condition| {
                 condition.connected = false;
@@ -196,7 +204,7 @@ impl Client {
                         }
                     }
                     Ok(None) => return End::Closed,
-                    Err(reason) => return End::Failed(reason),
+                    Err(end) => return end,
                 },
                 Some(name) = self.wanted.recv(), if self.server.on_demand => {
                     if self.asked.len() < MOST_WANTED && self.asked.insert(name.clone()) {
@@ -214,7 +222,7 @@ impl Client {
 
     /// Applies a response as one snapshot and makes the answer.
     fn take(&mut self, response: DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
-        let type_url = response.type_url.clone();
+        let (type_url, bytes) = (response.type_url.clone(), response.encoded_len() as u64);
         let names: Vec<String> = response.resources.iter().map(|resource| resource.name.clone()).collect();
         let Received { update, refused, removed, answer, complete } = self.session.receive(response);
         let applied = self.store.apply(self.server.source, update);
@@ -238,6 +246,7 @@ impl Client {
             condition.error = None;
             condition.synced |= complete;
             condition.resources = resources;
+            *condition.message_bytes.entry(type_url.clone()).or_default() += bytes;
             *condition.messages.entry(type_url).or_default() += 1;
             for name in names.iter().chain(&removed) {
                 condition.refused.remove(name);
@@ -263,15 +272,21 @@ async fn open(
 async fn next(
     responses: &mut Streaming<DeltaDiscoveryResponse>,
     deadline: Option<Instant>,
-) -> Result<Option<DeltaDiscoveryResponse>, String> {
+) -> Result<Option<DeltaDiscoveryResponse>, End> {
     let message = match deadline {
         None => responses.message().await,
         Some(deadline) => match timeout_at(deadline, responses.message()).await {
             Ok(message) => message,
-            Err(_) => return Err(format!("not all subscriptions were answered within {} s", ANSWER.as_secs())),
+            Err(_) => {
+                return Err(End::Failed(format!("not all subscriptions were answered within {} s", ANSWER.as_secs())));
+            }
         },
     };
-    message.map_err(|status| describe(&status))
+    message.map_err(|status| match status.code() {
+        // A server that ends or loses a connection tells this, or nothing at all.
+        Code::Unavailable | Code::Cancelled | Code::Unknown | Code::DeadlineExceeded => End::Broken(describe(&status)),
+        _ => End::Failed(describe(&status)),
+    })
 }
 
 /// Half of the pause to all of it: clients that lost one server do not come back as one.

@@ -29,6 +29,8 @@ pub struct Counters {
     pub passthrough: AtomicU64,
     /// Lines of the access log that were dropped because its writer did not keep up.
     pub log_dropped: AtomicU64,
+    /// Names of next hops that were resolved for a connection.
+    pub on_demand_dns: AtomicU64,
     /// Streams a gateway cut because they did not carry TLS.
     pub inner_not_tls: AtomicU64,
     /// Failed connections, by leg in the order of [`crate::hbone::Leg::ALL`].
@@ -51,6 +53,7 @@ pub struct Reading {
     passthrough: u64,
     log_dropped: u64,
     inner_not_tls: u64,
+    on_demand_dns: u64,
     failed: std::collections::BTreeMap<&'static str, u64>,
     dns: DnsReading,
 }
@@ -94,6 +97,7 @@ impl Counters {
             passthrough: self.passthrough.load(Relaxed),
             log_dropped: self.log_dropped.load(Relaxed),
             inner_not_tls: self.inner_not_tls.load(Relaxed),
+            on_demand_dns: self.on_demand_dns.load(Relaxed),
             failed: crate::hbone::Leg::ALL
                 .iter()
                 .zip(&self.failed)

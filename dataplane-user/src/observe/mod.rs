@@ -11,5 +11,7 @@ pub mod http;
 pub mod labels;
 mod line;
 pub mod logging;
+pub mod process;
 pub mod record;
+pub mod text;
 pub mod traffic;
