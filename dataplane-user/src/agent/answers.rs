@@ -3,15 +3,18 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use prometheus_client::registry::Registry;
 use serde_json::{Map, Value, json};
 use tokio::sync::Notify;
 
-use super::{control_plane, enrolment::Report, worker::Shared};
-use crate::observe::{admin::Topic, dump, http::Source};
+use super::{control_plane, enrolment::Report, profile, worker::Shared};
+use crate::{
+    observe::{admin::Topic, dump, http::Source, process},
+    redirect::heap,
+};
 
 /// Everything a question can be answered from.
 pub(super) struct Answers {
@@ -135,5 +138,22 @@ impl Source for Answers {
 
     fn quit(&self) {
         self.quit.notify_one();
+    }
+
+    fn profile(&self, frequency: u32, duration: Duration) -> Result<Vec<u8>, String> {
+        profile::take(frequency, duration)
+    }
+
+    fn memory(&self) -> Value {
+        let heap = heap().map(|heap| {
+            json!({
+                "arenaBytes": heap.arenas,
+                "arenaBytesUsed": heap.used,
+                "arenaBytesFree": heap.free,
+                "mappedBytes": heap.mapped,
+                "mappings": heap.mappings,
+            })
+        });
+        json!({"residentBytes": process::resident_bytes(), "allocator": heap})
     }
 }

@@ -19,4 +19,5 @@ pub mod node;
 pub mod outbound;
 pub mod plaintext;
 mod policy;
+mod profile;
 pub mod worker;

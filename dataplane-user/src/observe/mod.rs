@@ -11,6 +11,7 @@ pub mod http;
 pub mod labels;
 mod line;
 pub mod logging;
+pub mod pprof;
 pub mod process;
 pub mod record;
 pub mod text;

@@ -21,6 +21,12 @@ fn stat(text: &str, number: usize) -> Option<f64> {
     text.rsplit(')').next()?.split_whitespace().nth(number.checked_sub(3)?)?.parse().ok()
 }
 
+/// Resident memory.
+#[must_use]
+pub fn resident_bytes() -> Option<u64> {
+    number(&read("/proc/self/status"), "VmRSS:").map(|kib| kib * 1024)
+}
+
 /// Appends the metrics that every Prometheus client names alike. What the kernel does not tell is left out.
 pub fn write(text: &mut String) {
     let (own, status, limits) = (read("/proc/self/stat"), read("/proc/self/status"), read("/proc/self/limits"));
@@ -33,7 +39,7 @@ pub fn write(text: &mut String) {
     gauge("process_open_fds", "Open file descriptors", open);
     let most = number(&limits, "Max open files").map(|most| most as f64);
     gauge("process_max_fds", "Most file descriptors", most);
-    let resident = number(&status, "VmRSS:").map(|kib| kib as f64 * 1024.0);
+    let resident = resident_bytes().map(|bytes| bytes as f64);
     gauge("process_resident_memory_bytes", "Resident memory", resident);
     let threads = number(&status, "Threads:").map(|threads| threads as f64);
     gauge("process_threads", "Threads", threads);

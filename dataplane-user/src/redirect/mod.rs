@@ -28,6 +28,7 @@ pub mod privileges;
 mod probe;
 mod record;
 mod redirector;
+mod sampling;
 mod sockets;
 mod system;
 mod uninstall;
@@ -40,9 +41,10 @@ pub use error::{EnrolError, LoadError};
 pub use original::OriginalDst;
 pub use probe::{Feature, probe};
 pub use redirector::Redirector;
+pub use sampling::{MAX_FREQUENCY, Registers, Sample, sample_stacks};
 pub use sockets::{Family, SocketChannel, SocketKind, SocketSource};
 pub use system::{
-    TcpInfo, keep_buffers, online_cpus, pin_thread_to_cpu, raise_nofile_limit, return_memory, set_reset_on_close,
-    tcp_info,
+    Heap, TcpInfo, heap, keep_buffers, online_cpus, pin_thread_to_cpu, raise_nofile_limit, return_memory,
+    set_reset_on_close, tcp_info,
 };
 pub use uninstall::uninstall;

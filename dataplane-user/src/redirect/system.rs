@@ -192,6 +192,40 @@ pub fn keep_buffers() {
     }
 }
 
+/// What the allocator holds, in bytes (mallinfo2(3)); all arenas together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Heap {
+    /// Taken from the kernel for the arenas.
+    pub arenas: u64,
+    /// Of that, in use.
+    pub used: u64,
+    /// Of that, free.
+    pub free: u64,
+    /// Large allocations, mapped one by one.
+    pub mapped: u64,
+    /// Number of those.
+    pub mappings: u64,
+}
+
+/// Asks the allocator; nothing where the C library does not tell.
+pub fn heap() -> Option<Heap> {
+    #[cfg(target_env = "gnu")]
+    {
+        // SAFETY: it only reads, under the allocator's own locks.
+        let info = unsafe { libc::mallinfo2() };
+        let number = |value: libc::size_t| value as u64;
+        Some(Heap {
+            arenas: number(info.arena),
+            used: number(info.uordblks),
+            free: number(info.fordblks),
+            mapped: number(info.hblkhd),
+            mappings: number(info.hblks),
+        })
+    }
+    #[cfg(not(target_env = "gnu"))]
+    None
+}
+
 /// Gives memory that is free back to the kernel, also what lies between used pieces. For after a large change: it looks at
 /// the whole heap, some milliseconds for a hundred MiB.
 pub fn return_memory() {
