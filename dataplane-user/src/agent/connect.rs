@@ -46,6 +46,8 @@ pub struct Source {
     pub client: SocketAddr,
     /// The network of this node.
     pub network: Arc<str>,
+    /// Its trace, as the next nodes are told.
+    pub trace: TraceParent,
     /// The time of each leg it walks.
     pub walk: Walk,
 }
@@ -212,9 +214,8 @@ fn hop(source: &Source, credential: &Arc<Credential>, to: SocketAddr, expected: 
 async fn single(worker: &Rc<Worker>, source: &Source, route: &HboneRoute) -> Result<Link, ConnError> {
     let credential = credential(worker, &source.workload.identity, Leg::OuterTls).await?;
     let hop = hop(source, &credential, route.to, &route.expected, CONNECT_TIMEOUT);
-    let trace = TraceParent::random(worker.random.trace_bytes());
     let host = route.service.as_ref().map(|service| &*service.hostname);
-    let headers = headers::request(&source.workload, source.client, host, &trace);
+    let headers = headers::request(&source.workload, source.client, host, &source.trace);
     let stream = open_outer(worker, source, &hop, &route.authority, &headers).await?;
     let far = far(&stream, route.to.to_string());
     Ok(Link::Stream(Box::new(stream), far))
@@ -246,15 +247,15 @@ async fn nested(worker: &Rc<Worker>, source: &Source, route: &NestedRoute) -> Re
         workload: source.workload.clone(),
         client: source.client,
         network: source.network.clone(),
+        trace: source.trace,
         route: Rc::new(route.clone()),
         credential,
         walk: Walk::default(),
         attempt: Cell::new(0),
     };
     let inner = Rc::new(inner);
-    let trace = TraceParent::random(worker.random.trace_bytes());
     let host = route.service.as_ref().map(|service| &*service.hostname);
-    let mut headers = headers::request(&source.workload, source.client, host, &trace);
+    let mut headers = headers::request(&source.workload, source.client, host, &source.trace);
     headers::add_network(&mut headers, &source.network);
     loop {
         let (dialled, attempt) = (inner.clone(), inner.attempt.get());
@@ -299,6 +300,8 @@ struct Inner {
     workload: Arc<Workload>,
     client: SocketAddr,
     network: Arc<str>,
+    /// A tunnel belongs to the trace of the connection that needed it first.
+    trace: TraceParent,
     route: Rc<NestedRoute>,
     credential: Arc<Credential>,
     /// The time of the legs that the connection itself has to wait for.
@@ -319,6 +322,7 @@ impl Inner {
                 workload: self.workload.clone(),
                 client: self.client,
                 network: self.network.clone(),
+                trace: self.trace,
                 walk: Walk::default(),
             };
             let tunnel = self.through(&source, candidate, limit).await;
@@ -341,9 +345,8 @@ impl Inner {
         limit: Duration,
     ) -> Result<Tunnel, ConnError> {
         let name = gateways::name(&candidate.address);
-        let trace = TraceParent::random(self.worker.random.trace_bytes());
         let host = self.route.service.as_ref().map(|service| &*service.hostname);
-        let headers = headers::request(&self.workload, self.client, host, &trace);
+        let headers = headers::request(&self.workload, self.client, host, &self.trace);
         let mut opened = Err(ConnError::retryable(Leg::Resolve, &name, "no address"));
         let resolving = Instant::now();
         if let GatewayAddress::Host(..) = &candidate.address {

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     decide::{self, InboundTarget},
-    hbone::{Authority, Baggage, ConnError, Forwarded, Leg, Walk, header, peer_version},
+    hbone::{Authority, Baggage, ConnError, Forwarded, Leg, Span, TraceParent, Walk, header, peer_version},
     identity::{PeerRole, SpiffeId},
     observe::{
         access_log::{Direction, Record},
@@ -88,6 +88,10 @@ async fn stream(
         .and_then(|line| Forwarded::parse(line).for_)
         .filter(|client| client.ip() != from.ip())
         .map(|client| client.to_string());
+    record.span = headers::lines(request.headers(), header::TRACEPARENT)
+        .next()
+        .and_then(TraceParent::parse)
+        .map(|parent| Span::below(parent, worker.random.next()));
     record.hbone = request.uri().authority().map(ToString::to_string);
     // On the heap, so that what connecting takes is free again while bytes flow.
     let walk = Walk::default();

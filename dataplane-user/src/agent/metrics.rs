@@ -47,6 +47,8 @@ impl Answers {
             ("local", "Connections to another pod of this node"),
             ("passthrough", "Connections that left as plain TCP"),
             ("log_dropped", "Lines of the access log that were dropped"),
+            ("spans_sent", "Spans that a collector took"),
+            ("spans_dropped", "Spans that no collector took"),
             ("inner_not_tls", "Streams cut because they did not carry TLS"),
         ] {
             single(text, Kind::Counter, &format!("causeway_{name}"), help, number(name));

@@ -162,7 +162,7 @@ impl Node {
         keep_only(Role::Engine)?;
         let mut registry = Registry::default();
         let traffic = Arc::new(Traffic::new(&mut registry));
-        let log = AccessLog::start(args.log_file.as_deref(), &model.node.telemetry, counters.clone(), traffic.clone())?;
+        let log = AccessLog::start(args.log_file.as_deref(), &model.node, counters.clone(), traffic.clone())?;
         if let Some(events) = redirector.events()? {
             tokio::spawn(events);
         }
@@ -269,7 +269,7 @@ impl Node {
         }
         self.shared.credentials.set_trust(trust(&model)?)?;
         self.enrolments.redirector.set_exclusions(&exclusions(&model))?;
-        self.shared.log.configure(&model.node.telemetry);
+        self.shared.log.configure(&model.node);
         self.shared.model.replace(model);
         self.apply()
     }

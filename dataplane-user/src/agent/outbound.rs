@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     decide::{self, LoadView, Outbound},
-    hbone::{ConnError, Leg, Walk},
+    hbone::{ConnError, Leg, Span, TraceParent, Walk},
     observe::{
         access_log::{Direction, Record},
         counters::Counters,
@@ -109,7 +109,9 @@ async fn open(
     record.source.identity = Some(workload.identity.clone());
     let (walk, network) = (Walk::default(), model.node.network.clone());
     walk.done(Leg::Resolve, resolving);
-    let source = Source { pod: pod.clone(), workload, client, network, walk };
+    let trace = TraceParent::random(worker.random.trace_bytes()).recorded(worker.shared.log.traces());
+    record.span = Some(Span::first(trace));
+    let source = Source { pod: pod.clone(), workload, client, network, trace, walk };
     let opened = attempts(worker, &source, model, to, record).await;
     record.legs = source.walk.times();
     opened

@@ -14,7 +14,7 @@ use tokio::{net::TcpStream, sync::watch, time::timeout};
 use self::load::{Load, Slot};
 use crate::{
     decide::{self, GatewayTarget, SourceKind},
-    hbone::{Authority, Baggage, Cause, ConnError, Forwarded, Leg, Walk, header},
+    hbone::{Authority, Baggage, Cause, ConnError, Forwarded, Leg, Span, TraceParent, Walk, header},
     identity::{CertificateStore, PeerRole, SpiffeId},
     observe::{
         access_log::{AccessLog, Direction, Record},
@@ -104,6 +104,9 @@ impl Gateway {
         Counters::add(&self.counters.gateway);
         let mut record = Record::new(Direction::Gateway);
         describe(&mut record, &incoming, &peer, from);
+        let parent = incoming.request.headers().get(header::TRACEPARENT);
+        let parent = parent.and_then(|value| TraceParent::parse(value.as_bytes()));
+        record.span = parent.map(|parent| Span::below(parent, (self.random)()));
         let walk = Walk::default();
         let reached = self.reach(&incoming, &peer, &mut record, &walk).await;
         record.legs = walk.times();

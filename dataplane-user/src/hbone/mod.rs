@@ -17,7 +17,7 @@ pub use causeway::{EndpointId, GatewaysHint, MAX_HINT_ADDRESSES, MAX_HINT_BYTES,
 pub use forwarded::Forwarded;
 pub use leg::{Cause, ConnError, Leg, LegTimes, Walk};
 pub use proxy::proxy_header;
-pub use trace::TraceParent;
+pub use trace::{Span, TraceParent};
 
 /// TCP port of HBONE, on pods and gateways alike (Istio's fixed number).
 pub const HBONE_PORT: u16 = 15008;

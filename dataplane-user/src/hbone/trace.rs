@@ -1,12 +1,41 @@
-//! The `traceparent` header (W3C Trace Context): one random identifier per application connection.
+//! The `traceparent` header (W3C Trace Context): one random identifier per application connection, which the nodes on its
+//! way share.
 
 use std::fmt;
+
+/// The bit of the flags that says that the sender records the trace.
+const SAMPLED: u8 = 1;
 
 /// A trace and span identifier. Neither is all zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TraceParent {
     trace: [u8; 16],
     span: [u8; 8],
+    sampled: bool,
+}
+
+/// What one node records of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// Its trace and its own identifier, as the next node is told.
+    pub context: TraceParent,
+    /// The span of the node before, where this is not the first.
+    pub parent: Option<[u8; 8]>,
+}
+
+impl Span {
+    /// The first of a trace.
+    #[must_use]
+    pub fn first(context: TraceParent) -> Self {
+        Self { context, parent: None }
+    }
+
+    /// The span below `parent`, with an identifier of its own.
+    #[must_use]
+    pub fn below(parent: TraceParent, random: u64) -> Self {
+        let context = TraceParent { span: random.max(1).to_be_bytes(), ..parent };
+        Self { context, parent: Some(parent.span) }
+    }
 }
 
 impl TraceParent {
@@ -24,7 +53,31 @@ impl TraceParent {
         if span == [0; 8] {
             span = [1; 8];
         }
-        Self { trace, span }
+        Self { trace, span, sampled: false }
+    }
+
+    /// The same, recorded or not.
+    #[must_use]
+    pub fn recorded(self, sampled: bool) -> Self {
+        Self { sampled, ..self }
+    }
+
+    /// Whether the sender records it.
+    #[must_use]
+    pub fn is_recorded(self) -> bool {
+        self.sampled
+    }
+
+    /// The identifier of the trace.
+    #[must_use]
+    pub fn trace(self) -> [u8; 16] {
+        self.trace
+    }
+
+    /// The identifier of the span.
+    #[must_use]
+    pub fn span(self) -> [u8; 8] {
+        self.span
     }
 
     /// Reads `vv-<32 hex>-<16 hex>-ff`; nothing for any other shape.
@@ -37,9 +90,9 @@ impl TraceParent {
         let version: [u8; 1] = hex(fields.next()?)?;
         let trace: [u8; 16] = hex(fields.next()?)?;
         let span: [u8; 8] = hex(fields.next()?)?;
-        let _flags: [u8; 1] = hex(fields.next()?)?;
+        let [flags]: [u8; 1] = hex(fields.next()?)?;
         let good = fields.next().is_none() && version != [0xff] && trace != [0; 16] && span != [0; 8];
-        good.then_some(Self { trace, span })
+        good.then_some(Self { trace, span, sampled: flags & SAMPLED != 0 })
     }
 }
 
@@ -53,7 +106,7 @@ impl fmt::Display for TraceParent {
         for byte in self.span {
             write!(f, "{byte:02x}")?;
         }
-        f.write_str("-00")
+        f.write_str(if self.sampled { "-01" } else { "-00" })
     }
 }
 
@@ -94,6 +147,19 @@ mod tests {
         for row in rows {
             assert_eq!(TraceParent::parse(row), None, "{row:?}");
         }
+    }
+
+    #[test]
+    fn the_span_below_keeps_trace_and_flag_and_has_its_own_number() {
+        let parent = TraceParent::random([7; 24]).recorded(true);
+        let span = Span::below(parent, 0);
+        assert_eq!(span.context.trace(), parent.trace());
+        assert_eq!(span.parent, Some(parent.span()));
+        assert_eq!(span.context.span(), [0, 0, 0, 0, 0, 0, 0, 1], "all zero means invalid");
+        assert!(span.context.is_recorded());
+        let sent = span.context.to_string();
+        assert!(sent.ends_with("-01"), "{sent}");
+        assert_eq!(TraceParent::parse(sent.as_bytes()), Some(span.context));
     }
 
     proptest! {

@@ -15,10 +15,15 @@ use std::{
 use arc_swap::ArcSwap;
 
 pub use super::record::{Direction, Moment, Record, Side};
-use super::{counters::Counters, line, traffic::Traffic};
+use super::{
+    counters::Counters,
+    line,
+    spans::{Origin, Spans},
+    traffic::Traffic,
+};
 use crate::{
     hbone::ConnError,
-    state::{LogConfig, LogFormat, Telemetry},
+    state::{LogConfig, LogFormat, NodeConfig, Traces},
     tunnel::random::Random,
 };
 
@@ -33,13 +38,17 @@ thread_local! {
 struct Settings {
     log: LogConfig,
     format: LogFormat,
+    traces: Option<Traces>,
+    origin: Origin,
 }
 
 impl Settings {
-    fn new(telemetry: &Telemetry) -> Self {
+    fn new(node: &NodeConfig) -> Self {
+        let telemetry = &node.telemetry;
         let json = || std::env::var("LOG_FORMAT").is_ok_and(|format| format == "json");
         let format = telemetry.log.format.unwrap_or_else(|| if json() { LogFormat::Json } else { LogFormat::Text });
-        Self { log: telemetry.log.clone(), format }
+        let origin = Origin { node: node.node.clone(), cluster: node.cluster.clone() };
+        Self { log: telemetry.log.clone(), format, traces: telemetry.traces.clone(), origin }
     }
 }
 
@@ -59,7 +68,7 @@ impl AccessLog {
     /// The file cannot be opened for appending, or no thread can be started.
     pub fn start(
         file: Option<&Path>,
-        telemetry: &Telemetry,
+        node: &NodeConfig,
         counters: Arc<Counters>,
         traffic: Arc<Traffic>,
     ) -> io::Result<Self> {
@@ -67,18 +76,24 @@ impl AccessLog {
             Some(path) => Box::new(OpenOptions::new().create(true).append(true).open(path)?),
             None => Box::new(io::stdout()),
         };
-        let settings = Arc::new(ArcSwap::from_pointee(Settings::new(telemetry)));
+        let settings = Arc::new(ArcSwap::from_pointee(Settings::new(node)));
         let (sender, receiver) = sync_channel(QUEUE);
-        let seen = settings.clone();
+        let (seen, counted) = (settings.clone(), counters.clone());
         thread::Builder::new()
             .name("access-log".to_owned())
-            .spawn(move || write(&receiver, &seen, BufWriter::with_capacity(64 << 10, output)))?;
+            .spawn(move || write(&receiver, &seen, &counted, BufWriter::with_capacity(64 << 10, output)))?;
         Ok(Self { sender, settings, counters, traffic })
     }
 
     /// Takes over changed settings; lines that wait are written in the new form.
-    pub fn configure(&self, telemetry: &Telemetry) {
-        self.settings.store(Arc::new(Settings::new(telemetry)));
+    pub fn configure(&self, node: &NodeConfig) {
+        self.settings.store(Arc::new(Settings::new(node)));
+    }
+
+    /// Whether a connection that begins here is traced.
+    pub fn traces(&self) -> bool {
+        let settings = self.settings.load();
+        settings.traces.as_ref().is_some_and(|traces| traces.sample.takes(RANDOM.with(Random::next)))
     }
 
     /// The counters this log adds to.
@@ -94,9 +109,14 @@ impl AccessLog {
         record.error = error;
         record.duration = duration;
         self.traffic.ended(&record);
-        if self.wants(&record) {
+        record.logged = Some(self.wants(&record));
+        if record.logged == Some(true) || self.wants_span(&record) {
             self.hand_over(record);
         }
+    }
+
+    fn wants_span(&self, record: &Record) -> bool {
+        record.span.is_some_and(|span| span.context.is_recorded()) && self.settings.load().traces.is_some()
     }
 
     /// Logs that the bytes of a connection begin to flow; its end has a line if this has.
@@ -118,7 +138,8 @@ impl AccessLog {
     }
 
     /// Hands over a record; drops it rather than wait.
-    fn hand_over(&self, record: Record) {
+    fn hand_over(&self, mut record: Record) {
+        record.at = SystemTime::now();
         if self.sender.try_send(record).is_err() {
             Counters::add(&self.counters.log_dropped);
         }
@@ -126,15 +147,27 @@ impl AccessLog {
 }
 
 /// Writes until every sender is gone; flushes when there is a pause.
-fn write(receiver: &Receiver<Record>, settings: &ArcSwap<Settings>, mut output: BufWriter<Box<dyn Write + Send>>) {
+fn write(
+    receiver: &Receiver<Record>,
+    settings: &ArcSwap<Settings>,
+    counters: &Arc<Counters>,
+    mut output: BufWriter<Box<dyn Write + Send>>,
+) {
     let mut line = String::new();
+    let mut spans = Spans::new(counters.clone());
     loop {
         match receiver.recv_timeout(Duration::from_millis(50)) {
             Ok(record) => {
-                line.clear();
-                // Writing into a String cannot fail, and a log that cannot be written has nobody to complain to.
-                let _ = line::write(&mut line, settings.load().format, SystemTime::now(), &record);
-                let _ = output.write_all(line.as_bytes());
+                let settings = settings.load();
+                if record.logged == Some(true) {
+                    line.clear();
+                    // Writing into a String cannot fail, and a log that cannot be written has nobody to complain to.
+                    let _ = line::write(&mut line, settings.format, &record);
+                    let _ = output.write_all(line.as_bytes());
+                }
+                if let (Some(traces), Moment::End) = (&settings.traces, record.moment) {
+                    spans.add(traces, &settings.origin, &record);
+                }
             }
             Err(RecvTimeoutError::Timeout) => {
                 let _ = output.flush();

@@ -31,6 +31,10 @@ pub struct Counters {
     pub log_dropped: AtomicU64,
     /// Names of next hops that were resolved for a connection.
     pub on_demand_dns: AtomicU64,
+    /// Spans that a collector took.
+    pub spans_sent: AtomicU64,
+    /// Spans that were dropped: no collector, one that is too slow, or one that refused them.
+    pub spans_dropped: AtomicU64,
     /// Streams a gateway cut because they did not carry TLS.
     pub inner_not_tls: AtomicU64,
     /// Failed connections, by leg in the order of [`crate::hbone::Leg::ALL`].
@@ -54,6 +58,8 @@ pub struct Reading {
     log_dropped: u64,
     inner_not_tls: u64,
     on_demand_dns: u64,
+    spans_sent: u64,
+    spans_dropped: u64,
     failed: std::collections::BTreeMap<&'static str, u64>,
     dns: DnsReading,
 }
@@ -98,6 +104,8 @@ impl Counters {
             log_dropped: self.log_dropped.load(Relaxed),
             inner_not_tls: self.inner_not_tls.load(Relaxed),
             on_demand_dns: self.on_demand_dns.load(Relaxed),
+            spans_sent: self.spans_sent.load(Relaxed),
+            spans_dropped: self.spans_dropped.load(Relaxed),
             failed: crate::hbone::Leg::ALL
                 .iter()
                 .zip(&self.failed)

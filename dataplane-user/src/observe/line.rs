@@ -1,9 +1,6 @@
 //! How a record reads in the access log: the keys that readers of ambient access logs know, in their order, then ours.
 
-use std::{
-    fmt::{self, Write as _},
-    time::SystemTime,
-};
+use std::fmt::{self, Write as _};
 
 use time::{OffsetDateTime, macros::format_description};
 
@@ -11,7 +8,7 @@ use super::record::{Moment, Record, Side};
 use crate::state::LogFormat;
 
 /// The value of a field.
-enum Value<'a> {
+pub(super) enum Value<'a> {
     /// Text that may come from outside.
     Text(&'a str),
     /// What shows itself without a blank or a quote.
@@ -27,8 +24,8 @@ enum Value<'a> {
 ///
 /// # Errors
 /// Those of writing into a String: none.
-pub fn write(line: &mut String, format: LogFormat, now: SystemTime, record: &Record) -> fmt::Result {
-    let stamp = OffsetDateTime::from(now)
+pub fn write(line: &mut String, format: LogFormat, record: &Record) -> fmt::Result {
+    let stamp = OffsetDateTime::from(record.at)
         .format(format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z"))
         .unwrap_or_default();
     let level = if record.error.is_some() { "error" } else { "info" };
@@ -75,7 +72,7 @@ pub fn write(line: &mut String, format: LogFormat, now: SystemTime, record: &Rec
 }
 
 /// Every field that is known, in order.
-fn fields(record: &Record, put: &mut dyn FnMut(&str, Value<'_>) -> fmt::Result) -> fmt::Result {
+pub(super) fn fields(record: &Record, put: &mut dyn FnMut(&str, Value<'_>) -> fmt::Result) -> fmt::Result {
     side(["src.addr", "src.workload", "src.namespace", "src.identity", "src.cluster"], &record.source, None, put)?;
     let names = ["dst.addr", "dst.workload", "dst.namespace", "dst.identity", "dst.cluster"];
     side(names, &record.destination, Some(record), put)?;
@@ -157,7 +154,7 @@ mod tests {
 
     fn line(format: LogFormat, record: &Record) -> String {
         let mut line = String::new();
-        write(&mut line, format, SystemTime::UNIX_EPOCH, record).unwrap();
+        write(&mut line, format, record).unwrap();
         line
     }
 

@@ -14,5 +14,6 @@ pub mod logging;
 pub mod pprof;
 pub mod process;
 pub mod record;
+mod spans;
 pub mod text;
 pub mod traffic;

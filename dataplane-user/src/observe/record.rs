@@ -1,10 +1,14 @@
 //! What there is to say about one connection: gathered while it is made, handed over when it ends.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use super::traffic::Account;
 use crate::{
-    hbone::{ConnError, LegTimes},
+    hbone::{ConnError, LegTimes, Span},
     identity::SpiffeId,
     state::{Service, Workload},
 };
@@ -90,6 +94,10 @@ pub struct Record {
     pub legs: LegTimes,
     /// What went wrong: the leg and the words.
     pub error: Option<ConnError>,
+    /// Its span, where the connection belongs to a trace.
+    pub span: Option<Span>,
+    /// When it was handed over.
+    pub(super) at: SystemTime,
     /// Where it is counted, once its bytes could flow.
     pub(super) account: Option<Arc<Account>>,
     /// Whether it has a line, where that was decided before its end.
@@ -112,6 +120,8 @@ impl Record {
             setup: Duration::ZERO,
             legs: LegTimes::default(),
             error: None,
+            span: None,
+            at: SystemTime::UNIX_EPOCH,
             account: None,
             logged: None,
         }
