@@ -26,8 +26,10 @@ enum Command {
     Schema(ctl::schema::Args),
     /// Tell what the running kernel supports, feature by feature.
     Probe(ctl::probe::Args),
-    /// Ask a running daemon how it is.
+    /// Ask a running daemon how it is: readiness, model, pods, counters.
     Status(ctl::status::Args),
+    /// Print all a running daemon knows, as one JSON document in the form of ztunnel's `config_dump`.
+    Dump(ctl::dump::Args),
     /// List the workloads a running daemon knows.
     Workloads(ctl::show::Args),
     /// List the services a running daemon knows, with their endpoints.
@@ -64,7 +66,8 @@ fn main() -> ExitCode {
         Command::Validate(args) => ctl::validate::run(args),
         Command::Schema(args) => ctl::schema::run(args),
         Command::Probe(args) => ctl::probe::run(args),
-        Command::Status(args) => ctl::status::run(args),
+        Command::Status(args) => ctl::status::run(&args),
+        Command::Dump(args) => ctl::dump::run(&args),
         Command::Workloads(args) => ctl::show::run(List::Workloads, &args),
         Command::Services(args) => ctl::show::run(List::Services, &args),
         Command::Policies(args) => ctl::show::run(List::Policies, &args),

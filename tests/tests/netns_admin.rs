@@ -123,12 +123,27 @@ fn every_verb_of_the_command_line_shows_a_table_and_json() {
         let json: Value = serde_json::from_str(&cli(&stage, node, &[verb, "-o", "json"])).unwrap();
         assert!(json.is_array(), "{verb}: {json}");
     }
+    let status = cli(&stage, node, &["status"]);
+    assert!(status.contains("ready") && status.contains("Enrolled"), "{status}");
+    let json: Value = serde_json::from_str(&cli(&stage, node, &["status", "-o", "json"])).unwrap();
+    assert_eq!(json["ready"], true);
     let top = cli(&stage, node, &["top", "--count", "1", "--interval", "0.2"]);
     assert!(top.contains("outbound/s"), "{top}");
+    let json: Value =
+        serde_json::from_str(&cli(&stage, node, &["top", "--count", "1", "--interval", "0.2", "-o", "json"])).unwrap();
+    assert!(json["rates"].is_object(), "{json}");
+    let dump: Value = serde_json::from_str(&cli(&stage, node, &["dump"])).unwrap();
+    assert!(dump["workloadState"].is_object(), "{dump}");
+    let part: Value = serde_json::from_str(&cli(&stage, node, &["dump", "services"])).unwrap();
+    assert_eq!(part, dump["services"]);
     let place = stage.topology.node_place(node);
     let nobody = place.run(&["causeway", "workloads", "--socket", "/nowhere/node.sock"]).unwrap();
     assert_eq!(nobody.status.code(), Some(1));
     assert!(nobody.stderr.contains("/nowhere/node.sock"), "{}", nobody.stderr);
+    let socket = stage.topology.daemon(node).socket().to_string_lossy().into_owned();
+    let absent = place.run(&["causeway", "dump", "colours", "--socket", &socket]).unwrap();
+    assert_eq!(absent.status.code(), Some(1));
+    assert!(absent.stderr.contains("workloads"), "the parts there are must be named: {}", absent.stderr);
     let misuse = place.run(&["causeway", "workloads", "--output", "xml"]).unwrap();
     assert_eq!(misuse.status.code(), Some(2));
 }

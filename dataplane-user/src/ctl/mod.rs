@@ -1,6 +1,7 @@
 //! The command line: one file per command.
 
 pub mod ca;
+pub mod dump;
 pub mod probe;
 pub mod schema;
 pub mod show;

@@ -121,7 +121,7 @@ pub fn table(rows: &[Vec<String>]) -> String {
 }
 
 /// Text at a JSON pointer; a dash where there is none.
-fn at(row: &Value, pointer: &str) -> String {
+pub(super) fn at(row: &Value, pointer: &str) -> String {
     match row.pointer(pointer) {
         Some(Value::String(text)) if !text.is_empty() => text.clone(),
         Some(Value::Number(number)) => number.to_string(),
@@ -154,7 +154,9 @@ fn healthy(row: &Value) -> String {
 
 fn left(row: &Value) -> String {
     let now = dump::seconds(SystemTime::now());
-    let end = row.get("not_after").and_then(Value::as_u64).unwrap_or(0);
+    let Some(end) = row.get("not_after").and_then(Value::as_u64) else {
+        return "-".to_owned();
+    };
     match end.checked_sub(now) {
         Some(seconds) => format!("{}h{:02}m", seconds / 3600, seconds / 60 % 60),
         None => "expired".to_owned(),
@@ -166,6 +168,11 @@ fn side(row: &Value, side: &str) -> String {
         (workload, address) if workload == "-" => address,
         (workload, address) => format!("{}/{workload} {address}", at(row, &format!("/{side}/namespace"))),
     }
+}
+
+/// From which cluster to which.
+fn clusters(row: &Value) -> String {
+    format!("{}>{}", at(row, "/src/cluster"), at(row, "/dst/cluster"))
 }
 
 fn columns(list: List) -> &'static [Column] {
@@ -199,6 +206,7 @@ fn columns(list: List) -> &'static [Column] {
         ],
         List::Certificates => &[
             ("IDENTITY", |row| at(row, "/identity")),
+            ("STATE", |row| at(row, "/state")),
             ("GENERATION", |row| at(row, "/generation")),
             ("VALID FOR", left),
         ],
@@ -207,6 +215,7 @@ fn columns(list: List) -> &'static [Column] {
             ("SOURCE", |row| side(row, "src")),
             ("DESTINATION", |row| side(row, "dst")),
             ("SERVICE", |row| at(row, "/service")),
+            ("CLUSTERS", clusters),
             ("SECONDS", |row| at(row, "/seconds")),
             ("SENT", |row| at(row, "/bytesSent")),
             ("RECEIVED", |row| at(row, "/bytesReceived")),

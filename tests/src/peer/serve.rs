@@ -27,6 +27,8 @@ pub enum Kind {
     Watch,
     /// Answers the first byte with RST
     Reset,
+    /// Takes HTTP requests with a body, prints each body as a line, and answers with an empty object
+    Collector,
 }
 
 /// The first line of [`Kind::Banner`].
@@ -70,6 +72,7 @@ async fn one(kind: Kind, stream: TcpStream) -> Result<()> {
         Kind::Half => half(stream).await,
         Kind::Watch => watch(stream).await,
         Kind::Reset => reset(stream).await,
+        Kind::Collector => collector(stream).await,
     }
 }
 
@@ -191,4 +194,32 @@ async fn reset(mut stream: TcpStream) -> Result<()> {
     let mut byte = [0];
     stream.read_exact(&mut byte).await.map_err(context("reset: read"))?;
     sys::reset_on_close(stream.as_fd()).map_err(context("SO_LINGER"))
+}
+
+/// Any path is taken; it is printed before the body.
+async fn collector(mut stream: TcpStream) -> Result<()> {
+    let mut buffer = Vec::new();
+    loop {
+        let end = loop {
+            if let Some(end) = buffer.windows(4).position(|window| window == b"\r\n\r\n") {
+                break end + 4;
+            }
+            if stream.read_buf(&mut buffer).await.map_err(context("collector: head"))? == 0 {
+                return Ok(());
+            }
+        };
+        let head = String::from_utf8_lossy(buffer.get(..end).unwrap_or_default()).to_ascii_lowercase();
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length:"));
+        let length: usize = length.and_then(|length| length.trim().parse().ok()).unwrap_or(0);
+        while buffer.len() < end + length {
+            if stream.read_buf(&mut buffer).await.map_err(context("collector: body"))? == 0 {
+                return Err("collector: the body is cut".into());
+            }
+        }
+        let path = head.split_whitespace().nth(1).unwrap_or_default();
+        println!("{path} {}", String::from_utf8_lossy(buffer.get(end..end + length).unwrap_or_default()));
+        buffer.drain(..end + length);
+        let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
+        stream.write_all(answer).await.map_err(context("collector: answer"))?;
+    }
 }
