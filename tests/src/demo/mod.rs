@@ -6,6 +6,7 @@ mod clean;
 mod report;
 mod stage;
 mod steps;
+mod watch;
 
 use crate::{Result, sys};
 use report::Report;

@@ -1,17 +1,17 @@
 //! What the demo shows, one function per step. Each fails if what it says does not hold.
 
 use super::report::Report;
-use super::stage::{IPERF, NAME, SERVICE, Stage};
+use super::stage::{NAME, SERVICE, Stage};
+use super::watch;
 use crate::daemon::field;
 use crate::topology::{NodeId, gateway_identity};
 use crate::{Capture, Error, Pod, Result, context, resolver};
-use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// Repeated, so that any packet with a piece of the payload holds it whole.
 const MARKER: &str = "not-one-byte-of-this-may-be-readable;";
 
-const TRUST_DOMAIN: &str = "cluster.local";
+pub(super) const TRUST_DOMAIN: &str = "cluster.local";
 
 /// Calls of the curl step.
 const CALLS: usize = 12;
@@ -24,7 +24,8 @@ pub fn all(stage: &mut Stage, report: &mut Report) -> Result<()> {
     identities(stage, report)?;
     client_address(stage, report)?;
     payload(stage, report, capture)?;
-    throughput(stage, report)?;
+    watch::throughput(stage, report)?;
+    watch::policy(stage, report)?;
     outsider(stage, report)?;
     netfilter(stage, report)
 }
@@ -32,7 +33,7 @@ pub fn all(stage: &mut Stage, report: &mut Report) -> Result<()> {
 /// Where the applications believe their name server to be. Nobody is there: the names are the mesh's.
 const NAME_SERVER: &str = "10.96.0.10";
 
-fn call(pod: &Pod, url: &str) -> Result<String> {
+pub(super) fn call(pod: &Pod, url: &str) -> Result<String> {
     resolver::run_ok(pod, &[NAME_SERVER], &["curl", "--ipv4", "--silent", "--show-error", "--max-time", "10", url])
 }
 
@@ -155,20 +156,6 @@ fn payload(stage: &Stage, report: &mut Report, capture: Capture) -> Result<()> {
         return Err(format!("the recording misses {} packets, so it proves nothing", seen.dropped).into());
     }
     Ok(())
-}
-
-fn throughput(stage: &Stage, report: &mut Report) -> Result<()> {
-    report.step(
-        "throughput",
-        "How fast: iperf3 from cluster1 to cluster2, two layers of TLS, on this machine's processors",
-    );
-    let vip = stage.topology.vip(stage.clusters[0], IPERF).to_string();
-    let output = stage.client.run_ok(&["iperf3", "--client", &vip, "--time", "3", "--json"])?;
-    let result: Value = serde_json::from_str(&output).map_err(context("output of iperf3"))?;
-    let rate = result.pointer("/end/sum_received/bits_per_second").and_then(Value::as_f64).unwrap_or(0.0) / 1e9;
-    report.say(&format!("$ iperf3 --client {vip} --time 3\nOne stream: {rate:.2} Gbit/s."));
-    report.fact("gbit_per_s", rate);
-    if rate > 0.0 { Ok(()) } else { Err(format!("iperf3 moved no bytes: {output}").into()) }
 }
 
 fn outsider(stage: &Stage, report: &mut Report) -> Result<()> {
