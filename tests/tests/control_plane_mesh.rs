@@ -189,11 +189,11 @@ fn everything_changes_under_load_and_no_connection_fails() {
 
     let server_node = stage.clusters.server_node;
     let moved = stage.clusters.topology.node_ip(server_node).to_string();
-    let through = format!("src.addr={}", stage.clusters.topology.node_ip(stage.clusters.client_node));
+    let through = format!("src.addr={}", stage.clusters.client.data().egress4);
     let passed =
         || {
             stage.answer(1).contains("pod=")
-                && stage.clusters.topology.daemon(server_node).log_tail(200).lines().any(|line| {
+                && stage.clusters.topology.daemon(server_node).log_tail(5_000).lines().any(|line| {
                     line.contains("direction=gateway") && line.contains(&through) && !line.contains("error=")
                 })
         };

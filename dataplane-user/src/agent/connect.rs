@@ -265,6 +265,11 @@ async fn nested(worker: &Rc<Worker>, source: &Source, route: &NestedRoute) -> Re
         inner.attempt.set(attempt + 1);
         source.walk.absorb(inner.walk.take());
         let tunnel = tunnel?;
+        if !gateways::still_named(&tunnel, &route.gateways) {
+            // Whoever takes an entry point out of the model wants nothing new to go through it.
+            tunnel.retire();
+            continue;
+        }
         let fresh = tunnel.opened() == 0;
         let begin = Instant::now();
         let opened = tunnel.open(&route.authority, headers.clone(), Legs::INNER).await;
@@ -388,7 +393,9 @@ impl Inner {
         )
         .await;
         source.walk.done(Leg::InnerTls, begin);
-        made
+        let tunnel = made?;
+        tunnel.set_entry_point(gateways::number(&candidate.address));
+        Ok(tunnel)
     }
 }
 

@@ -1,10 +1,18 @@
 //! Which entry points of another network answer: one memory per worker.
 
-use std::{cell::RefCell, collections::HashMap, time::Duration};
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    hash::{DefaultHasher, Hash, Hasher},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
-use crate::decide::{GatewayAddress, GatewayCandidate};
+use crate::{
+    decide::{GatewayAddress, GatewayCandidate},
+    tunnel::client::Tunnel,
+};
 
 /// How long an address is avoided after its first failure in a row.
 const FIRST_EJECTION: Duration = Duration::from_secs(1);
@@ -56,6 +64,21 @@ impl Health {
         ordered.sort_by_key(|candidate| self.is_ejected(&name(&candidate.address)));
         ordered
     }
+}
+
+/// A number that is always the same for an address.
+pub fn number(address: &GatewayAddress) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    match address {
+        GatewayAddress::Ip(address) => address.hash(&mut hasher),
+        GatewayAddress::Host(host, port) => (host, port).hash(&mut hasher),
+    }
+    hasher.finish()
+}
+
+/// Whether a tunnel goes through one of these entry points, or through none at all.
+pub fn still_named(tunnel: &Tunnel, candidates: &[GatewayCandidate]) -> bool {
+    tunnel.entry_point().is_none_or(|own| candidates.iter().any(|candidate| number(&candidate.address) == own))
 }
 
 /// The address as text, for logs and as a key.

@@ -44,6 +44,7 @@ struct Shared {
     peer: Option<SpiffeId>,
     peer_address: String,
     endpoint: RefCell<Option<Rc<str>>>,
+    entry_point: Cell<Option<u64>>,
     ended: Ended,
 }
 
@@ -173,6 +174,7 @@ impl Tunnel {
             peer,
             peer_address: address,
             endpoint: RefCell::new(None),
+            entry_point: Cell::new(None),
             ended,
         });
         let lost = lose(standing.lost(chain), end, shared.clone());
@@ -247,6 +249,16 @@ impl Tunnel {
     /// The endpoint behind the tunnel, where it told.
     pub fn endpoint(&self) -> Option<Rc<str>> {
         self.shared.endpoint.borrow().clone()
+    }
+
+    /// The number of the entry point that the tunnel goes through, where it goes through one.
+    pub fn entry_point(&self) -> Option<u64> {
+        self.shared.entry_point.get()
+    }
+
+    /// Notes which entry point the tunnel goes through, by a number that its address always gives.
+    pub fn set_entry_point(&self, number: u64) {
+        self.shared.entry_point.set(Some(number));
     }
 
     /// Notes which endpoint answers on this tunnel.

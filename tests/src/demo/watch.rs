@@ -64,9 +64,8 @@ fn servers(stage: &Stage) -> [NodeId; 2] {
 
 /// Writes the model files with these policies and waits until the servers' nodes have taken them over.
 fn change(stage: &mut Stage, policies: Vec<Value>) -> Result<()> {
-    let reloads = |stage: &Stage| {
-        servers(stage).map(|node| stage.topology.daemon(node).log().matches("model reloaded").count())
-    };
+    let reloads =
+        |stage: &Stage| servers(stage).map(|node| stage.topology.daemon(node).log().matches("model reloaded").count());
     let before = reloads(stage);
     stage.topology.set_policies(policies);
     stage.topology.publish()?;
