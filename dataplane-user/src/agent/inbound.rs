@@ -32,6 +32,7 @@ pub async fn serve(worker: Rc<Worker>, pod: Rc<Pod>, socket: TcpStream, from: So
     if let Err(error) = tunnel(&worker, &pod, socket, from).await {
         let mut record = Record::new(Direction::Inbound);
         record.source.address = Some(from);
+        record.destination.workload = worker.model().workload(&pod.uid).cloned();
         worker.shared.log.finish(record, Some(error), started.elapsed());
     }
 }
@@ -61,7 +62,6 @@ async fn tunnel(worker: &Rc<Worker>, pod: &Rc<Pod>, socket: TcpStream, from: Soc
 
 /// What a CONNECT is about, once it was understood and allowed.
 struct Admitted {
-    model: Arc<Model>,
     workload: Arc<Workload>,
     authority: Authority,
     target: InboundTarget,
@@ -118,8 +118,7 @@ async fn reach(
     (from, local): (SocketAddr, SocketAddr),
     (record, walk): (&mut Record, &Walk),
 ) -> Result<(TcpStream, Arc<Workload>), ConnError> {
-    let admitted = admit(worker, pod, incoming, peer, (from, local), walk).await?;
-    describe(record, &admitted, from);
+    let admitted = admit(worker, pod, incoming, peer, (from, local), (record, walk)).await?;
     let client =
         Client { address: SocketAddr::new(from.ip(), 0), identity: Some(peer), authority: Some(&admitted.authority) };
     let delivering = Instant::now();
@@ -128,8 +127,8 @@ async fn reach(
     Ok((socket?, admitted.workload))
 }
 
-fn describe(record: &mut Record, admitted: &Admitted, from: SocketAddr) {
-    let model = &admitted.model;
+/// What is known before policy decides: a refusal is told and counted with both sides.
+fn describe(record: &mut Record, model: &Model, target: &InboundTarget, from: SocketAddr) {
     // Behind a gateway the address is the gateway's, and another network's pods may have the same one.
     if record.forwarded_for.is_none() {
         record.source.workload = model
@@ -137,10 +136,8 @@ fn describe(record: &mut Record, admitted: &Admitted, from: SocketAddr) {
             .filter(|workload| Some(&workload.identity) == record.source.identity.as_ref())
             .cloned();
     }
-    record.destination.address = Some(SocketAddr::new(admitted.target.address, admitted.target.port));
-    record.destination.workload = Some(admitted.workload.clone());
-    record.destination.identity = Some(admitted.workload.identity.clone());
-    record.service = admitted.target.service.clone();
+    record.destination.address = Some(SocketAddr::new(target.address, target.port));
+    record.service = target.service.clone();
 }
 
 /// Checks method, authority, target and policy.
@@ -150,7 +147,7 @@ async fn admit(
     incoming: &Incoming,
     peer: &SpiffeId,
     (from, local): (SocketAddr, SocketAddr),
-    walk: &Walk,
+    (record, walk): (&mut Record, &Walk),
 ) -> Result<Admitted, ConnError> {
     let resolving = Instant::now();
     let refused = |status: u16, leg: Leg, reason: String| ConnError {
@@ -162,15 +159,19 @@ async fn admit(
         let reason = format!("the workload {} is not in the mesh model", pod.uid);
         return Err(refused(503, Leg::Resolve, reason));
     };
+    // Known whatever becomes of it.
+    record.destination.workload = Some(workload.clone());
+    record.destination.identity = Some(workload.identity.clone());
     let target = decide::inbound(&model, &workload, local, &authority, Some(peer))
         .map_err(|refusal| refused(refusal.status, Leg::Resolve, refusal.reason))?;
     walk.done(Leg::Resolve, resolving);
+    describe(record, &model, &target, from);
     let to = SocketAddr::new(target.address, target.port);
     let asking = Instant::now();
-    let allowed = authorise(worker, pod, (model.clone(), workload.clone()), Some(peer), from, to).await;
+    let allowed = authorise(worker, pod, (model, workload.clone()), Some(peer), from, to).await;
     walk.done(Leg::Accept, asking);
     allowed.map_err(|reason| refused(401, Leg::Accept, reason))?;
-    Ok(Admitted { model, workload, authority, target })
+    Ok(Admitted { workload, authority, target })
 }
 
 async fn carry(

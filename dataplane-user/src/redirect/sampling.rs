@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use super::system::{check, own};
 
-/// Bytes of stack copied for each sample.
-const STACK_BYTES: u32 = 24 << 10;
-/// Bytes of a thread's ring: ten samples, which is the most that come between two looks. A power of two.
-const RING_BYTES: usize = 256 << 10;
-/// Time between two looks at the rings.
-const LOOK: Duration = Duration::from_millis(10);
+/// Bytes of stack copied for each sample: all that a record has room for. Frames of futures are tens of KiB each.
+const STACK_BYTES: u32 = 60 << 10;
+/// Sizes of a thread's ring, the first that the limit of locked memory allows. Powers of two.
+const RING_BYTES: [usize; 3] = [512 << 10, 256 << 10, 128 << 10];
+/// Time between two looks at the rings: five samples of the highest frequency.
+const LOOK: Duration = Duration::from_millis(5);
 /// Most samples per second.
 pub const MAX_FREQUENCY: u32 = 999;
 
@@ -84,15 +84,16 @@ struct Attributes {
 struct Ring {
     _event: OwnedFd,
     memory: NonNull<u8>,
-    length: usize,
     page: usize,
+    /// Bytes behind the first page.
+    ring: usize,
     record: Vec<u8>,
 }
 
 impl Drop for Ring {
     fn drop(&mut self) {
         // SAFETY: the mapping was made with this address and length, and nothing refers to it any more.
-        unsafe { libc::munmap(self.memory.as_ptr().cast(), self.length) };
+        unsafe { libc::munmap(self.memory.as_ptr().cast(), self.page + self.ring) };
     }
 }
 
@@ -140,15 +141,19 @@ impl Ring {
         }?;
         // SAFETY: no pointer is passed.
         let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
-        let length = page + RING_BYTES;
-        let (protection, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
-        // SAFETY: the kernel chooses an address that is free.
-        let memory = unsafe { libc::mmap(std::ptr::null_mut(), length, protection, kind, event.as_raw_fd(), 0) };
-        if memory == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
+        let mut refused = io::Error::other("no memory for samples");
+        for ring in RING_BYTES {
+            let (protection, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+            let (anywhere, fd) = (std::ptr::null_mut(), event.as_raw_fd());
+            // SAFETY: the kernel chooses an address that is free.
+            let memory = unsafe { libc::mmap(anywhere, page + ring, protection, kind, fd, 0) };
+            if memory == libc::MAP_FAILED {
+                refused = io::Error::last_os_error();
+            } else if let Some(memory) = NonNull::new(memory.cast()) {
+                return Ok(Self { _event: event, memory, page, ring, record: Vec::new() });
+            }
         }
-        let memory = NonNull::new(memory.cast()).ok_or_else(|| io::Error::other("no memory for samples"))?;
-        Ok(Self { _event: event, memory, length, page, record: Vec::new() })
+        Err(refused)
     }
 
     /// One of the two counters of the ring's first page.
@@ -161,8 +166,8 @@ impl Ring {
 
     /// Copies `length` bytes at `position` of the ring to the end of the record.
     fn copy(&mut self, position: u64, length: usize) {
-        let from = position as usize % RING_BYTES;
-        let first = length.min(RING_BYTES - from);
+        let from = position as usize % self.ring;
+        let first = length.min(self.ring - from);
         for (offset, length) in [(from, first), (0, length - first)] {
             // SAFETY: page and ring are one mapping, and the offset lies within the ring.
             let place = unsafe { self.memory.add(self.page + offset) };
@@ -182,7 +187,7 @@ impl Ring {
             self.copy(tail, 8);
             let Some((kind, mode, size)) = header(&self.record) else { break };
             // A record is never shorter than its header; anything else would not end.
-            if size < 8 || size > RING_BYTES {
+            if size < 8 || size > self.ring {
                 break;
             }
             self.record.clear();

@@ -20,6 +20,8 @@ pub use framehop::UnwindRegsNative;
 const MOST_FRAMES: usize = 128;
 /// Stands for the kernel, above the stack that called it; no function has this address.
 const KERNEL: u64 = 0;
+/// Stands below a stack that was not copied to its end.
+const CUT: u64 = u64::MAX;
 
 /// Gathers stacks.
 pub struct Stacks {
@@ -53,9 +55,16 @@ impl Stacks {
             Ok(u64::from_ne_bytes(*bytes))
         };
         let mut frames = self.unwinder.iter_frames(ip, registers, &mut self.cache, &mut read);
-        // A stack that was not copied to its end is kept as far as it was.
-        while let (Ok(Some(frame)), true) = (frames.next(), self.frames.len() < MOST_FRAMES) {
-            self.frames.push(frame.address_for_lookup());
+        loop {
+            match frames.next() {
+                Ok(Some(frame)) if self.frames.len() < MOST_FRAMES => self.frames.push(frame.address_for_lookup()),
+                Ok(None) => break,
+                // Kept as far as it is known.
+                Ok(Some(_)) | Err(_) => {
+                    self.frames.push(CUT);
+                    break;
+                }
+            }
         }
         match self.seen.get_mut(self.frames.as_slice()) {
             Some(count) => *count += 1,
@@ -151,6 +160,7 @@ impl Builder {
         }
         let (name, mapping_id) = match address {
             KERNEL => ("[kernel]".to_owned(), 0),
+            CUT => ("[not copied further]".to_owned(), 0),
             address => names.of(address),
         };
         let line = vec![Line { function_id: self.function(&name) }];
