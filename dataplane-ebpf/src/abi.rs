@@ -4,7 +4,7 @@
 //! that a dual-stack socket and an IPv4 socket of the same flow give the same key. Ports are in host byte order.
 
 /// Version of every layout below. It is part of the pin directory, so that a daemon never adopts maps it would misread.
-pub const LAYOUT_VERSION: u16 = 1;
+pub const LAYOUT_VERSION: u16 = 2;
 
 /// Longest workload uid that is kept in a [`Record`], in bytes.
 pub const UID_LENGTH: usize = 256;
@@ -226,6 +226,10 @@ pub struct Record {
     pub fwmark_accept: i32,
     /// Value of `net.core.somaxconn` before enrolment; negative if it was not changed.
     pub somaxconn: i32,
+    /// Value of `net.ipv4.fwmark_reflect` before enrolment; negative if it was not changed.
+    pub reflect4: i32,
+    /// Value of `net.ipv6.fwmark_reflect` before enrolment; negative if it was not changed.
+    pub reflect6: i32,
     /// Bytes of `uid` in use.
     pub uid_length: u32,
     /// Bytes of `path` in use.
@@ -251,7 +255,7 @@ mod tests {
         assert_eq!(size_of::<DnsPod>(), 32 + 4 * DNS_SERVERS);
         assert_eq!(size_of::<ServerKey>(), 24);
         assert_eq!(size_of::<EnginePort>(), 16);
-        assert_eq!(size_of::<Record>(), 24 + UID_LENGTH + PATH_LENGTH);
+        assert_eq!(size_of::<Record>(), 32 + UID_LENGTH + PATH_LENGTH);
     }
 
     #[test]

@@ -77,7 +77,7 @@ fn traces(node: &Node, short: &str) -> String {
         traces += &String::from_utf8_lossy(&output.stdout);
     }
     traces += &node.inside(short, || {
-        ["ipv4/tcp_fwmark_accept", "core/somaxconn"]
+        ["ipv4/tcp_fwmark_accept", "core/somaxconn", "ipv4/fwmark_reflect", "ipv6/fwmark_reflect"]
             .map(|name| fs::read_to_string(format!("/proc/sys/net/{name}")).unwrap())
             .concat()
     });

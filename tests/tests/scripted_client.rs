@@ -102,6 +102,8 @@ fn replayed() -> Vec<Resource> {
 }
 
 const WEB: &str = "cluster1//Pod/shop/web-n1-0";
+const API: &str = "cluster1//Pod/shop/api-n2-0";
+const API_AT: &str = "cluster1/10.244.1.12";
 
 #[test]
 fn the_first_sync_opens_and_the_files_own_objects_stay_beside() {
@@ -260,13 +262,7 @@ fn a_server_that_refuses_is_tried_again_ever_less_often() {
 #[test]
 fn on_demand_asks_for_nothing_but_what_is_named() {
     let prepared = Stage::prepared("    onDemand: true\n");
-    let mut all = replayed();
-    for resource in &mut all {
-        if resource.name == WEB {
-            resource.aliases = vec!["cluster1/10.244.0.10".into()];
-        }
-    }
-    prepared.1.set(all);
+    prepared.1.set(replayed());
     let stage = Stage::follow(prepared);
     stage.wait("sync", |model, _| model.synced);
     let first = stage.plane.wait_seen("a subscription", |seen| seen.request.type_url == ADDRESS_TYPE).unwrap().request;
@@ -274,17 +270,23 @@ fn on_demand_asks_for_nothing_but_what_is_named() {
         (first.resource_names_subscribe, first.resource_names_unsubscribe),
         (vec!["*".into()], vec!["*".into()])
     );
-    assert_eq!(stage.store.load().workload_count(), 1, "only the file's");
+    let unasked = stage.store.load();
+    assert!(unasked.workloads().all(|workload| &*workload.node == "n1"), "those of the own node come unasked");
+    assert!(unasked.workload(WEB).is_some() && unasked.workload(API).is_none() && unasked.service_count() == 0);
     assert_eq!(stage.store.load().policies().count(), 7, "policies come all");
-    stage.handle.want("cluster1/10.244.0.10".into());
-    stage.wait("the answer", |model, _| model.workload(WEB).is_some());
-    assert_eq!(stage.store.load().workload_count(), 2);
+    let answered = stage.handle.want(API_AT.to_owned());
+    assert_eq!(answered.blocking_recv(), Ok(()), "told when the model holds it");
+    assert!(stage.store.load().workload(API).is_some());
+    let before = stage.plane.seen().len();
+    let nobody = || stage.handle.want("cluster1/203.0.113.9".into()).blocking_recv();
+    assert_eq!((nobody(), nobody()), (Ok(()), Ok(())), "what is not there is answered too");
+    let asked = stage.plane.seen().len() - before;
+    assert_eq!(asked, 2, "one question and one acknowledgement; the second time is answered from memory");
     // After a lost connection the same is asked for again.
     stage.plane.forget_seen();
     stage.plane.reset_streams();
-    let named = |seen: &testkit::control_plane::Seen| {
-        seen.request.resource_names_subscribe.contains(&"cluster1/10.244.0.10".to_owned())
-    };
+    let named =
+        |seen: &testkit::control_plane::Seen| seen.request.resource_names_subscribe.contains(&API_AT.to_owned());
     stage.plane.wait_seen("the same question", named).unwrap();
 }
 

@@ -343,6 +343,20 @@ impl Inner {
         Err(last)
     }
 
+    /// A gateway of our kind says 404 for a pod that its network does not have.
+    fn missing(&self, error: ConnError) -> ConnError {
+        match (&self.route.pod, error.status) {
+            (Some(pod), Some(404)) => {
+                let network = &self.route.network;
+                let reason = format!(
+                    "no such pod at {network}: its gateway knows no ready {pod} of an exported service (status 404)"
+                );
+                ConnError { reason, ..error }
+            }
+            _ => error,
+        }
+    }
+
     async fn through(
         &self,
         source: &Source,
@@ -376,7 +390,7 @@ impl Inner {
                 if matches!(error.leg, Leg::Resolve | Leg::OuterTcp | Leg::OuterTls) {
                     self.worker.health.failed(&name);
                 }
-                return Err(error);
+                return Err(self.missing(error));
             }
         };
         let session = session(&self.credential, &self.route.expected, &self.route.authority, Leg::InnerTls)?;

@@ -5,7 +5,7 @@ use std::{sync::Arc, thread, time::Duration};
 use serde_json::{Value, json};
 use tracing::info;
 
-use super::node::Failure;
+use super::{node::Failure, on_demand::standing};
 use crate::{
     istio::{
         xds_client::{Client, Handle},
@@ -41,6 +41,7 @@ pub fn start(node: &NodeConfig, store: &Arc<ModelStore>) -> Result<Vec<Handle>, 
     store.wait_for(SourceId::CONTROL_PLANE);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let store = store.clone();
+    let on_demand = handles.clone();
     thread::Builder::new().name("control-plane".into()).spawn(move || {
         runtime.block_on(async move {
             for client in clients {
@@ -48,9 +49,20 @@ pub fn start(node: &NodeConfig, store: &Arc<ModelStore>) -> Result<Vec<Handle>, 
             }
             let mut clean = tokio::time::interval(CLEAN);
             let (mut trimmed_at, mut seen) = (0, 0);
+            let mut looked_at = 0;
             loop {
                 clean.tick().await;
                 store.clean();
+                let generation = store.generation();
+                if looked_at != generation && on_demand.iter().any(Handle::on_demand) {
+                    looked_at = generation;
+                    for name in standing(&store.load()) {
+                        for plane in on_demand.iter().filter(|plane| plane.on_demand()) {
+                            // The answer appears in the model; nobody waits for it here.
+                            drop(plane.want(name.to_string()));
+                        }
+                    }
+                }
                 let changed = store.changed_objects();
                 // Not in the middle of a burst, and not for a trickle.
                 if changed == seen && changed.abs_diff(trimmed_at) >= MANY {

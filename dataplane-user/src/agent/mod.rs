@@ -16,6 +16,7 @@ pub mod inbound;
 mod local;
 mod metrics;
 pub mod node;
+mod on_demand;
 pub mod outbound;
 pub mod plaintext;
 mod policy;

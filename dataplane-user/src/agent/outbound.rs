@@ -7,11 +7,14 @@ use tokio::net::TcpStream;
 use super::{
     connect::{self, Link, Neighbour, Source},
     dns,
+    on_demand::Search,
     policy::withdrawn,
     worker::{Pod, Worker, canonical},
 };
 use crate::{
-    decide::{self, LoadView, Outbound},
+    decide::{self, DecideError, LoadView, Outbound},
+    dns::is_reserved,
+    gateway::Slot,
     hbone::{ConnError, Leg, Span, TraceParent, Walk},
     observe::{
         access_log::{Direction, Record},
@@ -26,12 +29,12 @@ const DNS_PORT: u16 = 53;
 /// Endpoints tried for one connection.
 const ATTEMPTS: usize = 3;
 
-/// No load is known of workloads seen from here; failures are remembered by next hop.
+/// What this worker knows of endpoints: its own open connections, and its own failures by next hop.
 struct View<'a>(&'a Worker);
 
 impl LoadView for View<'_> {
-    fn open(&self, _uid: &str) -> u32 {
-        0
+    fn open(&self, uid: &str) -> u32 {
+        self.0.load.open(uid)
     }
 
     fn ejected(&self, uid: &str) -> bool {
@@ -59,7 +62,11 @@ pub async fn serve(worker: Rc<Worker>, pod: Rc<Pod>, socket: TcpStream, client: 
     };
     record.setup = started.elapsed();
     let error = match found {
-        Ok(link) => carry(&worker, socket, link, &mut record).await,
+        Ok((link, slot)) => {
+            let error = carry(&worker, socket, link, &mut record).await;
+            drop(slot);
+            error
+        }
         Err(error) => {
             // The application sees a reset, never an end of data that it could take for success.
             let _ = socket.set_zero_linger();
@@ -78,7 +85,7 @@ async fn resolve(
     mut record: Record,
     started: Instant,
 ) {
-    let connect = async || Box::pin(open(worker, pod, client, to, &mut record)).await;
+    let connect = async || Box::pin(open(worker, pod, client, to, &mut record)).await.map(|(link, _)| link);
     if let Err(error) = dns::serve_tcp(worker, pod, socket, connect).await {
         worker.shared.log.finish(record, Some(error), started.elapsed());
     }
@@ -93,14 +100,14 @@ fn destination(worker: &Worker, socket: &TcpStream) -> Result<SocketAddr, ConnEr
     }
 }
 
-/// Decides and connects, on other endpoints where one fails.
+/// Decides and connects, on other endpoints where one fails. The slot counts the connection at its endpoint.
 async fn open(
     worker: &Rc<Worker>,
     pod: &Rc<Pod>,
     client: SocketAddr,
     to: SocketAddr,
     record: &mut Record,
-) -> Result<Link, ConnError> {
+) -> Result<(Link, Option<Slot>), ConnError> {
     let resolving = Instant::now();
     let Some((model, workload)) = worker.workload(pod).await else {
         return Err(ConnError::fatal(Leg::Resolve, to, format!("the workload {} is not in the mesh model", pod.uid)));
@@ -124,23 +131,43 @@ async fn attempts(
     mut model: Arc<Model>,
     to: SocketAddr,
     record: &mut Record,
-) -> Result<Link, ConnError> {
+) -> Result<(Link, Option<Slot>), ConnError> {
+    let workload = source.workload.clone();
+    let reserved = is_reserved(to.ip()).then(|| worker.shared.reserved.name_of(to.ip()));
+    let mut search = Search::new(&worker.shared);
     let mut avoid: Vec<Arc<str>> = Vec::new();
     let mut last: Option<ConnError> = None;
     for _ in 0..ATTEMPTS {
         let resolving = Instant::now();
-        let view = View(worker);
-        let route = decide::outbound(&model, &source.workload, to, &avoid, &view, &mut || worker.random.next());
+        let decide = |model: &Model| {
+            let (view, mut random) = (View(worker), || worker.random.next());
+            match &reserved {
+                None => decide::outbound(model, &workload, to, &avoid, &view, &mut random),
+                Some(name) => decide::reserved(model, &workload, (to, name.as_ref()), &avoid, &view, &mut random),
+            }
+        };
+        let mut route = decide(&model);
+        while let Some(name) = search.missing(&model, &workload, to, &route) {
+            search.ask(vec![name]).await?;
+            model = worker.model();
+            route = decide(&model);
+        }
         source.walk.done(Leg::Resolve, resolving);
         let route = match (route, last.take()) {
             (Ok(route), _) => route,
             // Every endpoint was tried: what the last one said is more useful than "none left".
             (Err(_), Some(error)) => return Err(error),
+            (Err(error @ DecideError::Egress { .. }), None) => {
+                Counters::add(&worker.shared.counters.egress_refused);
+                return Err(ConnError::fatal(Leg::Accept, to, error));
+            }
             (Err(error), None) => return Err(ConnError::fatal(Leg::Resolve, to, error)),
         };
         describe(record, &route);
+        // Counted before it is connected, so that a burst is spread over all.
+        let slot = endpoint(&route).map(|workload| worker.load.take(&workload.uid));
         match connect::along(worker, source, &route).await {
-            Ok(link) => return Ok(link),
+            Ok(link) => return Ok((link, slot)),
             Err(error) if error.retryable => {
                 match endpoint(&route) {
                     Some(workload) => {

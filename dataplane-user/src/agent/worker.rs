@@ -25,7 +25,7 @@ use tracing::warn;
 use super::{dns, gateways::Health, inbound, outbound, plaintext};
 use crate::{
     dns::Reserved,
-    gateway::Gateway,
+    gateway::{Gateway, Load},
     identity::CertificateStore,
     istio::xds_client::Handle as ControlPlane,
     observe::{access_log::AccessLog, connections::Connections, counters::Counters},
@@ -130,6 +130,8 @@ pub struct Worker {
     pub inner: InnerPool,
     /// Which next hops answer.
     pub health: Health,
+    /// How many connections of this worker each endpoint has.
+    pub load: Load,
     /// Random numbers.
     pub random: Random,
     /// Turns true when the daemon stops.
@@ -237,6 +239,7 @@ async fn run(
         outer: Pool::default(),
         inner: InnerPool::default(),
         health: Health::default(),
+        load: Load::default(),
         random: Random::default(),
         drain,
         pods: RefCell::default(),

@@ -183,6 +183,8 @@ pub(super) fn choose(
     draw(usable, load, rng).ok_or_else(|| "no endpoint has any capacity".into())
 }
 
+/// One by weight, then another of its capacity: the less busy of both. So classes of equal capacity share as their weights
+/// say, whatever their load, and within a class load evens out.
 fn draw(usable: Vec<Candidate>, load: &impl LoadView, rng: &mut impl FnMut() -> u64) -> Option<Candidate> {
     let weights: Vec<u64> = usable.iter().map(|c| c.workload.capacity.into()).collect();
     let first = weighted_index(&weights, rng)?;

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use super::balance::{Vantage, Wanted, choose, eligible};
 use super::waypoint::{self, Named};
-use super::{HBONE_PORT, LoadView, Refusal};
+use super::{HBONE_PORT, LoadView, Refusal, remote_pod};
 use crate::hbone::Authority;
 use crate::identity::SpiffeId;
-use crate::state::{Model, Protocol, Service, SourceMatch, Visibility, Workload};
+use crate::state::{Model, NamedPod, Protocol, Service, SourceMatch, Visibility, Workload};
 
 /// Fallbacks beyond this many would outlast the client's patience.
 const MAX_CANDIDATES: usize = 8;
@@ -82,7 +82,17 @@ pub fn gateway_from(
     rng: &mut impl FnMut() -> u64,
 ) -> Result<GatewayTarget, Refusal> {
     let refuse = |reason: String| Refusal::new(503, "connect", format!("{reason} (asked by {peer})"));
-    let service = exported_service(model, authority).map_err(refuse)?;
+    let service = match (exported_service(model, authority), authority) {
+        (Ok(service), _) => service,
+        (Err(reason), Authority::Host { name, port }) => {
+            let Some((pod, host)) = remote_pod::parts(model, name) else {
+                return Err(refuse(reason));
+            };
+            return named_pod(model, pod, host, *port, source)
+                .map_err(|refusal| Refusal { reason: format!("{} (asked by {peer})", refusal.reason), ..refusal });
+        }
+        (Err(reason), Authority::Ip(_)) => return Err(refuse(reason)),
+    };
     let port = authority.port();
     if !service.ports.contains_key(&port) {
         return Err(refuse(format!("service {} has no port {port}", service.key)));
@@ -101,13 +111,53 @@ pub fn gateway_from(
 /// # Errors
 /// Why not, in words.
 pub fn still_exported(model: &Model, authority: &Authority) -> Result<(), String> {
-    exported_service(model, authority).map(drop)
+    let of_pod =
+        |name: &str| remote_pod::services(model, remote_pod::parts(model, name)?.1).find(|s| is_exported(model, s));
+    match (exported_service(model, authority), authority) {
+        (Err(_), Authority::Host { name, .. }) if of_pod(name).is_some() => Ok(()),
+        (found, _) => found.map(drop),
+    }
+}
+
+/// Whether a service may be reached from other networks.
+fn is_exported(model: &Model, service: &Service) -> bool {
+    service.visibility == Visibility::Public && model.node.exports.contains(&service.key)
+}
+
+/// The one pod that is asked for by its name. Whether its service is unknown or not exported is not for others to know.
+fn named_pod(model: &Model, pod: &str, host: &str, port: u16, source: SourceKind) -> Result<GatewayTarget, Refusal> {
+    let network = &model.node.network;
+    let missing =
+        |reason: String| Refusal::new(404, "connect", format!("no such pod at {network}: {pod}.{host}: {reason}"));
+    let Some(service) = remote_pod::services(model, host).find(|service| is_exported(model, service)) else {
+        return Err(missing("no headless service of that name is exported here".to_owned()));
+    };
+    let workload = match model.named_pod(service, pod, network) {
+        Some(NamedPod::Ready(workload)) => workload,
+        Some(NamedPod::NotReady) => return Err(missing("it is not ready".to_owned())),
+        None => return Err(missing("the service has no such pod here".to_owned())),
+    };
+    let unusable = |reason: &str| Refusal::new(503, "connect", format!("pod {pod} of {} {reason}", service.key));
+    if remote_pod::port(service, workload.services.get(&service.key), port).is_none() {
+        return Err(unusable(&format!("offers no port {port}")));
+    }
+    if workload.protocol != Protocol::Hbone {
+        return Err(unusable("speaks no HBONE"));
+    }
+    // Its policies would not run; a waypoint knows no names of pods.
+    if workload.waypoint.is_some() && source != SourceKind::Waypoint {
+        return Err(unusable("is behind a waypoint and cannot be reached by its own name from another network"));
+    }
+    let Some(ip) = workload.ips.iter().find(|ip| ip.is_ipv4()).or(workload.ips.first()) else {
+        return Err(unusable("has no address"));
+    };
+    let candidates = vec![(SocketAddr::new(*ip, HBONE_PORT), workload.clone())];
+    Ok(GatewayTarget { service: service.clone(), candidates })
 }
 
 /// The service that an authority names, if it may be reached from other networks.
 fn exported_service<'a>(model: &'a Model, authority: &Authority) -> Result<&'a Arc<Service>, String> {
-    let exported =
-        |service: &&Arc<Service>| service.visibility == Visibility::Public && model.node.exports.contains(&service.key);
+    let exported = |service: &&Arc<Service>| is_exported(model, service);
     let found = match authority {
         Authority::Host { name, .. } => model.services_by_host(name).iter().find(exported),
         Authority::Ip(address) => model.service_with_vip(&model.node.network, address.ip()).filter(exported),

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::{OWN_PORTS, Refusal, waypoint};
+use super::{OWN_PORTS, Refusal, remote_pod, waypoint};
 use crate::hbone::Authority;
 use crate::identity::SpiffeId;
 use crate::state::{GatewayRef, Model, Service, TunnelKind, Workload};
@@ -50,15 +50,20 @@ pub fn inbound(
             (target.port(), service.cloned())
         }
         Authority::Host { name, port } => {
-            let service = named_service(model, own, name)
-                .ok_or_else(|| refuse(503, format!("{} is no member of a service {name}", own.uid)))?;
-            let mapped = own.services.get(&service.key).and_then(|map| map.get(port));
-            let target = [mapped, service.ports.get(port)]
-                .into_iter()
-                .flatten()
-                .copied()
-                .find(|target| *target != 0)
-                .ok_or_else(|| refuse(503, format!("service {name} has no target for port {port}")))?;
+            let (target, service) = match named_service(model, own, name) {
+                Some(service) => {
+                    let mapped = own.services.get(&service.key).and_then(|map| map.get(port));
+                    let known = [mapped, service.ports.get(port)].into_iter().flatten().copied();
+                    (known.into_iter().find(|target| *target != 0), service)
+                }
+                None => {
+                    let service = own_name(model, own, name).ok_or_else(|| {
+                        refuse(503, format!("{} is no member of a service {name} and has no such name", own.uid))
+                    })?;
+                    (remote_pod::port(service, own.services.get(&service.key), *port), service)
+                }
+            };
+            let target = target.ok_or_else(|| refuse(503, format!("{name} has no target for port {port}")))?;
             (target, Some(service.clone()))
         }
     };
@@ -108,4 +113,10 @@ fn named_service<'a>(model: &'a Model, own: &Workload, name: &str) -> Option<&'a
             .filter(|service| service.visible_to(&own.namespace))
             .find(|service| member(service))
     })
+}
+
+/// The headless service as whose pod this workload has that name.
+fn own_name<'a>(model: &'a Model, own: &Workload, name: &str) -> Option<&'a Arc<Service>> {
+    let (pod, host) = remote_pod::parts(model, name)?;
+    remote_pod::services(model, host).find(|service| pod == &*own.name && own.services.contains_key(&service.key))
 }

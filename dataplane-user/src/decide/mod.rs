@@ -10,12 +10,14 @@ mod inbound;
 mod nested;
 mod outbound;
 mod policy;
+mod remote_pod;
 mod waypoint;
 
 pub use gateway::{GatewayTarget, SourceKind, gateway, gateway_from, still_exported};
 pub use inbound::{InboundTarget, inbound};
 pub use outbound::{DecideError, GatewayCandidate, HboneRoute, NestedRoute, Outbound, outbound};
 pub use policy::{PolicyContext, PolicyVerdict, policy};
+pub use remote_pod::reserved;
 
 pub use crate::state::GatewayAddress;
 

@@ -43,6 +43,7 @@ pub(super) fn route(
         workload: endpoint.clone(),
         service: Some(service.clone()),
         capacity: endpoint.capacity,
+        pod: None,
     })
 }
 

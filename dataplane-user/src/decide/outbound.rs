@@ -1,6 +1,6 @@
 //! Where a connection of an enrolled workload goes.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::balance::{Candidate, Vantage, Wanted, choose, eligible};
@@ -77,6 +77,8 @@ pub struct NestedRoute {
     pub service: Option<Arc<Service>>,
     /// How many endpoints that record stands for.
     pub capacity: u32,
+    /// The one pod that is meant, by its name, if not any of the service.
+    pub pod: Option<Arc<str>>,
 }
 
 /// Why a connection cannot be routed.
@@ -112,6 +114,30 @@ pub enum DecideError {
         network: String,
         /// The workload that was chosen.
         target: String,
+        /// What is missing.
+        reason: String,
+    },
+    /// A destination outside the mesh that may not be reached.
+    #[error(
+        "{to} is outside the mesh, and outbound: registry-only of {} does not list it; name it under outboundAllowed",
+        if place.is_empty() { "this node".to_owned() } else { format!("the enrolment of {place}") }
+    )]
+    Egress {
+        /// The destination.
+        to: SocketAddr,
+        /// The workload whose enrolment says so; empty if it is the node's setting.
+        place: String,
+    },
+    /// An address kept for names of pods that stands for none.
+    #[error("{0} is kept for pods of other networks and stands for none of them now; ask for the pod's name again")]
+    Reserved(IpAddr),
+    /// A pod that cannot be reached by its name.
+    #[error("pod {pod} of {service}: {reason}")]
+    Pod {
+        /// Its name.
+        pod: String,
+        /// `namespace/hostname`.
+        service: String,
         /// What is missing.
         reason: String,
     },
@@ -170,7 +196,7 @@ pub fn outbound(
             (chosen.workload, to, Some(service))
         }
         (None, Some(workload)) => (workload.clone(), destination, None),
-        (None, None) => return Ok(Outbound::Passthrough { to: destination }),
+        (None, None) => return outside(model, source, destination),
     };
     if workload.network != source.network {
         return Err(DecideError::ForeignWithoutService(workload.uid.to_string()));
@@ -182,6 +208,14 @@ pub fn outbound(
         return step.through_waypoint(waypoint, None, &workload.uid);
     }
     Ok(step.direct(workload, to, service))
+}
+
+/// To a destination that the mesh does not know.
+fn outside(model: &Model, source: &Workload, to: SocketAddr) -> Result<Outbound, DecideError> {
+    match model.node.egress(&source.uid) {
+        (egress, _) if egress.permits(to) => Ok(Outbound::Passthrough { to }),
+        (_, own) => Err(DecideError::Egress { to, place: if own { source.uid.to_string() } else { String::new() } }),
+    }
 }
 
 /// What all steps of one decision share.

@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use super::lookup::{Found, Target, find, name_of_address, service_addresses};
 use super::names::{is_below, without};
-use super::{MESH_DOMAIN, Reserved, ReservedName};
-use crate::state::{Model, Service, Workload};
+use super::{MESH_DOMAIN, Reserved};
+use crate::state::{Model, PodName, Service, Workload};
 
 /// What a question asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,12 +122,14 @@ impl View<'_> {
             }
             Target::RemotePod { .. } if !v4 => Vec::new(),
             Target::RemotePod { service, pod, networks } => {
-                let names = networks.iter().map(|network| ReservedName {
+                let names = networks.iter().map(|network| PodName {
                     service: service.key.clone(),
                     pod: pod.as_str().into(),
                     network: network.clone(),
                 });
-                names.filter_map(|name| self.reserved.address_of(&name, self.now)).map(IpAddr::V4).collect()
+                let addresses = names.filter_map(|name| self.reserved.address_of(&name, self.now)).map(IpAddr::V4);
+                // An address that the mesh itself uses would lead to whatever has it.
+                addresses.filter(|ip| self.model.service_with_vip(&self.client.network, *ip).is_none()).collect()
             }
         }
     }
@@ -182,7 +184,7 @@ impl View<'_> {
     fn reverse(&self, asked: &str) -> Option<Answer> {
         let ip = reverse_address(asked)?;
         let name = match self.reserved.name_of(ip) {
-            Some(ReservedName { service, pod, .. }) => format!("{pod}.{}", service.split_once('/')?.1),
+            Some(PodName { service, pod, .. }) => format!("{pod}.{}", service.split_once('/')?.1),
             None => name_of_address(self.model, self.client, ip)?.to_string(),
         };
         Some(Answer { alias: None, data: vec![Data::Ptr(name)], additional: Vec::new(), zone: asked.to_owned() })

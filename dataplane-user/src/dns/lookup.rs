@@ -3,8 +3,9 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::names::{candidates, is_below, wildcards};
-use crate::state::{Model, Service, Workload};
+use super::MESH_DOMAIN;
+use super::names::{candidates, is_below, wildcards, without};
+use crate::state::{Model, NamedPod, Service, Workload};
 
 /// Whom a name means.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,19 +80,15 @@ fn pod(model: &Model, client: &Workload, name: &str) -> Option<Target> {
     if !is_service_name(model, host) {
         return None;
     }
-    let service = model.service_by_host(host, &client.namespace).filter(|service| service.vips.is_empty())?;
-    let endpoints = model.endpoints(service);
-    let here = |workload: &&Arc<Workload>| workload.network == client.network;
-    let local = endpoints.iter().map(|endpoint| &endpoint.workload).filter(here).find(|found| *found.name == *pod);
-    if let Some(workload) = local {
-        return Some(Target::Pod(Some(workload.clone())));
+    let service = model.service_by_host(host, &client.namespace).filter(|service| service.is_headless())?;
+    match model.named_pod(service, pod, &client.network) {
+        Some(NamedPod::Ready(workload)) => return Some(Target::Pod(Some(workload.clone()))),
+        // It still owns its name: another network's must not stand in for it.
+        Some(NamedPod::NotReady) => return Some(Target::Pod(None)),
+        None => {}
     }
-    // A pod that is here and not ready still owns its name: another network's must not stand in for it.
-    let uid = format!("{}//Pod/{}/{pod}", model.node.cluster, service.namespace);
-    if model.workload(&uid).is_some_and(|known| known.services.contains_key(&service.key)) {
-        return Some(Target::Pod(None));
-    }
-    let mut networks: Vec<Arc<str>> = endpoints
+    let mut networks: Vec<Arc<str>> = model
+        .endpoints(service)
         .iter()
         .map(|endpoint| &endpoint.workload)
         .filter(|workload| workload.is_split_horizon() && workload.network != client.network)
@@ -120,4 +117,22 @@ pub fn name_of_address(model: &Model, client: &Workload, ip: IpAddr) -> Option<A
     let service = model.service_with_vip(&client.network, ip)?;
     let nameable = service.visible_to(&client.namespace) && !service.hostname.starts_with('*');
     nameable.then(|| service.hostname.clone())
+}
+
+/// The key, `namespace/hostname`, of the service that `asked` names by its form, if the model does not know it: below the
+/// cluster's service domain or the mesh's, with or without the name of a pod. Names of another form do not tell a namespace.
+#[must_use]
+pub fn unknown_service(model: &Model, asked: &str) -> Option<String> {
+    let services = format!("svc.{}", model.node.cluster_domain);
+    let (inside, domain) = match (without(asked, &services), without(asked, MESH_DOMAIN)) {
+        (Some(inside), _) => (inside, services.as_str()),
+        (None, Some(inside)) => (inside, MESH_DOMAIN),
+        (None, None) => return None,
+    };
+    let mut labels = inside.rsplit('.');
+    let (namespace, name) = (labels.next()?, labels.next()?);
+    let host = format!("{name}.{namespace}.{domain}");
+    // A pod's name at most stands before it; anything longer was made of search domains.
+    let fits = labels.count() <= 1 && model.services_by_host(&host).is_empty();
+    fits.then(|| format!("{namespace}/{host}"))
 }

@@ -14,7 +14,7 @@ pub mod message;
 pub mod names;
 mod reserved;
 
-pub use reserved::{RESERVED, Reserved, ReservedName};
+pub use reserved::{RESERVED, Reserved, is_reserved};
 
 /// How long an answer may be kept, in seconds, as in Istio's node proxy.
 pub const TTL: u32 = 30;

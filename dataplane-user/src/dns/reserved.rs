@@ -5,11 +5,19 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use crate::state::PodName;
 
 /// First two bytes of every address given out.
 pub const RESERVED: [u8; 2] = [240, 254];
+
+/// Whether an address is one of those that may be given out. What it stands for is a question of its own.
+#[must_use]
+pub fn is_reserved(ip: IpAddr) -> bool {
+    matches!(ip.to_canonical(), IpAddr::V4(ip) if ip.octets().starts_with(&RESERVED))
+}
 
 /// Most addresses in use at once.
 const MOST: usize = 16_384;
@@ -18,27 +26,16 @@ const MOST_PER_SERVICE: usize = 1_024;
 /// How long an address nobody asked for stays with its name: longer than any application is known to keep one.
 const KEEP: Duration = Duration::from_secs(3_600);
 
-/// A pod in another network, by name.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct ReservedName {
-    /// Key of its service, `namespace/hostname`.
-    pub service: Arc<str>,
-    /// Name of the pod.
-    pub pod: Arc<str>,
-    /// Network it is in, if it exists.
-    pub network: Arc<str>,
-}
-
 #[derive(Debug)]
 struct Entry {
-    name: ReservedName,
+    name: PodName,
     used: Instant,
 }
 
 #[derive(Debug, Default)]
 struct Table {
     by_number: HashMap<u16, Entry>,
-    by_name: HashMap<ReservedName, u16>,
+    by_name: HashMap<PodName, u16>,
 }
 
 /// Gives out addresses for names and tells the name of an address. Shared by all workers.
@@ -52,7 +49,7 @@ impl Reserved {
 
     /// The address of a pod. The same name gets the same address as long as it is in use, and nearly always after a restart:
     /// applications keep addresses longer than they should. `None` when there is none left.
-    pub fn address_of(&self, name: &ReservedName, now: Instant) -> Option<Ipv4Addr> {
+    pub fn address_of(&self, name: &PodName, now: Instant) -> Option<Ipv4Addr> {
         let mut table = self.table();
         if let Some(number) = table.by_name.get(name).copied() {
             if let Some(entry) = table.by_number.get_mut(&number) {
@@ -60,7 +57,7 @@ impl Reserved {
             }
             return Some(address(number));
         }
-        let same = |known: &ReservedName| known.service == name.service && known.network == name.network;
+        let same = |known: &PodName| known.service == name.service && known.network == name.network;
         if table.by_number.len() >= MOST {
             table.forget_oldest(|_| true, now)?;
         } else if table.by_number.len() >= MOST_PER_SERVICE
@@ -78,12 +75,12 @@ impl Reserved {
     }
 
     /// The pod behind an address that was given out; the address counts as in use.
-    pub fn name_of(&self, ip: IpAddr) -> Option<ReservedName> {
+    pub fn name_of(&self, ip: IpAddr) -> Option<PodName> {
         let IpAddr::V4(ip) = ip.to_canonical() else { return None };
-        let [first, second, high, low] = ip.octets();
-        if [first, second] != RESERVED {
+        if !is_reserved(ip.into()) {
             return None;
         }
+        let [_, _, high, low] = ip.octets();
         let mut table = self.table();
         let entry = table.by_number.get_mut(&u16::from_be_bytes([high, low]))?;
         entry.used = Instant::now();
@@ -98,7 +95,7 @@ impl Reserved {
 
 impl Table {
     /// Makes room among the names that match; `None` if all of them are still in use.
-    fn forget_oldest(&mut self, matches: impl Fn(&ReservedName) -> bool, now: Instant) -> Option<()> {
+    fn forget_oldest(&mut self, matches: impl Fn(&PodName) -> bool, now: Instant) -> Option<()> {
         let candidates = self.by_number.iter().filter(|(_, entry)| matches(&entry.name));
         let (number, used) = candidates.map(|(number, entry)| (*number, entry.used)).min_by_key(|(_, used)| *used)?;
         if now.saturating_duration_since(used) < KEEP {
@@ -116,7 +113,7 @@ fn address(number: u16) -> Ipv4Addr {
 }
 
 /// Where the search for a free address begins: FNV-1a over the name, which no release of a library changes.
-fn preferred(name: &ReservedName) -> u16 {
+fn preferred(name: &PodName) -> u16 {
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
     for part in [&name.network, &name.service, &name.pod] {
         for byte in part.bytes().chain([0]) {
@@ -132,8 +129,8 @@ mod tests {
 
     use super::*;
 
-    fn name(service: &str, pod: &str) -> ReservedName {
-        ReservedName { service: service.into(), pod: pod.into(), network: "net2".into() }
+    fn name(service: &str, pod: &str) -> PodName {
+        PodName { service: service.into(), pod: pod.into(), network: "net2".into() }
     }
 
     #[test]

@@ -1,4 +1,7 @@
-//! How busy each endpoint is with streams of this gateway, and which failed a moment ago.
+//! How busy each endpoint is with connections of one worker, and which failed a moment ago.
+//!
+//! Each worker counts its own: nothing is shared between threads, and what one worker sees is a fair sample of the node,
+//! because the CPU that receives a SYN chooses the worker.
 
 use std::{
     cell::RefCell,
@@ -21,21 +24,25 @@ struct Endpoints {
 
 /// Load by workload uid; clones share it.
 #[derive(Clone, Default)]
-pub(super) struct Load(Rc<RefCell<Endpoints>>);
+pub struct Load(Rc<RefCell<Endpoints>>);
 
-/// One stream to an endpoint, counted while it lives.
-pub(super) struct Slot {
+/// One connection to an endpoint, counted while it lives.
+pub struct Slot {
     load: Load,
     uid: Arc<str>,
 }
 
 impl Load {
-    /// Counts one more stream to `uid`.
-    pub(super) fn take(&self, uid: &Arc<str>) -> Slot {
+    /// Counts one more connection to `uid`.
+    pub fn take(&self, uid: &Arc<str>) -> Slot {
         let mut endpoints = self.0.borrow_mut();
-        endpoints.failed.remove(uid);
         *endpoints.open.entry(uid.clone()).or_default() += 1;
         Slot { load: self.clone(), uid: uid.clone() }
+    }
+
+    /// Notes that `uid` accepted a connection.
+    pub(super) fn accepted(&self, uid: &str) {
+        self.0.borrow_mut().failed.remove(uid);
     }
 
     /// Notes that `uid` did not accept a connection.

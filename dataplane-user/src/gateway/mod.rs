@@ -11,7 +11,7 @@ use http::HeaderMap;
 use rustls::server::UnbufferedServerConnection;
 use tokio::{net::TcpStream, sync::watch, time::timeout};
 
-use self::load::{Load, Slot};
+pub use self::load::{Load, Slot};
 use crate::{
     decide::{self, GatewayTarget, SourceKind},
     hbone::{Authority, Baggage, Cause, ConnError, Forwarded, Leg, Span, TraceParent, Walk, header},
@@ -154,11 +154,13 @@ impl Gateway {
         let mut last = refused(503, Leg::Backend, format!("{authority} has no endpoint"));
         for (to, workload) in candidates {
             let connecting = Instant::now();
+            // Counted before it is connected, so that a burst is spread over all.
+            let slot = self.load.take(&workload.uid);
             let connected = self.connect(to, &workload).await;
             walk.done(Leg::Backend, connecting);
             match connected {
                 Ok(socket) => {
-                    let slot = self.load.take(&workload.uid);
+                    self.load.accepted(&workload.uid);
                     record.destination.address = Some(to);
                     record.destination.workload = Some(workload);
                     return Ok((socket, slot));

@@ -3,6 +3,7 @@
 pub mod ca;
 pub mod ca_settings;
 pub mod channel;
+mod demand;
 pub mod kept;
 pub mod token;
 pub mod wds;

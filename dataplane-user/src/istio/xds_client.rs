@@ -1,6 +1,6 @@
 //! Keeps one source of the model at what its server says.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::hash::{BuildHasher as _, RandomState};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,18 +9,19 @@ use std::time::Duration;
 
 use http::uri::PathAndQuery;
 use prost::Message as _;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::{Code, Request, Streaming};
 use tonic_prost::ProstCodec;
 use tracing::{debug, error, info, warn};
 
 use super::channel::{ChannelError, Connector, describe};
+use super::demand::{Ask, Demand, Want};
 use super::wds::ADDRESS_TYPE;
 use super::xds_proto::{DELTA_PATH, DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use super::xds_session::{Received, Session, TYPES};
 use super::xds_settings::Server;
-use crate::state::ModelStore;
+use crate::state::{Model, ModelStore};
 
 /// First pause after a failure; it doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
@@ -33,7 +34,7 @@ const ANSWER: Duration = Duration::from_secs(30);
 const QUEUE: usize = 64;
 /// A failure that repeats is said again after this long.
 const REMIND: Duration = Duration::from_secs(60);
-/// Most names asked for on demand and not yet answered.
+/// Wishes on their way to a client.
 const MOST_WANTED: usize = 10_000;
 
 /// How a client is doing.
@@ -63,7 +64,7 @@ pub struct Condition {
 #[derive(Debug, Clone)]
 pub struct Handle {
     condition: Arc<Mutex<Condition>>,
-    wanted: mpsc::Sender<String>,
+    wanted: mpsc::Sender<Want>,
     on_demand: bool,
 }
 
@@ -80,10 +81,19 @@ impl Handle {
         self.on_demand
     }
 
-    /// Asks for `network/address`, `namespace/hostname` or a uid. The answer appears in the model, or never.
-    pub fn want(&self, name: String) {
-        // A full queue means thousands of unanswered questions; the caller waits in vain, as for a silent server.
-        let _ = self.wanted.try_send(name);
+    /// Whether a stream is open and has been answered.
+    #[must_use]
+    pub fn connected(&self) -> bool {
+        self.condition.lock().unwrap_or_else(PoisonError::into_inner).connected
+    }
+
+    /// Asks for `network/address`, `namespace/hostname` or a uid. What is returned is told when the server has answered: then
+    /// the model holds it, or it does not exist. It fails when too much is asked for.
+    pub fn want(&self, name: String) -> oneshot::Receiver<()> {
+        let (answered, answer) = oneshot::channel();
+        // A full queue means thousands of unanswered questions; the caller is told by the closed channel.
+        let _ = self.wanted.try_send(Want { name, answered });
+        answer
     }
 }
 
@@ -95,8 +105,8 @@ pub struct Client {
     store: Arc<ModelStore>,
     session: Session,
     condition: Arc<Mutex<Condition>>,
-    wanted: mpsc::Receiver<String>,
-    asked: BTreeSet<String>,
+    wanted: mpsc::Receiver<Want>,
+    demand: Demand,
 }
 
 /// How a stream ended.
@@ -119,8 +129,8 @@ impl Client {
         let condition = Arc::new(Mutex::new(condition));
         let (sender, wanted) = mpsc::channel(MOST_WANTED);
         let handle = Handle { condition: condition.clone(), wanted: sender, on_demand: server.on_demand };
-        let client =
-            Self { server, connector, store, session: Session::default(), condition, wanted, asked: BTreeSet::new() };
+        let (session, demand) = (Session::default(), Demand::default());
+        let client = Self { server, connector, store, session, condition, wanted, demand };
         Ok((client, handle))
     }
 
@@ -175,13 +185,8 @@ impl Client {
                 return End::Failed("no room for the first requests".into());
             }
         }
-        if !self.asked.is_empty() {
-            let again = DeltaDiscoveryRequest {
-                type_url: ADDRESS_TYPE.to_owned(),
-                resource_names_subscribe: self.asked.iter().cloned().collect(),
-                ..DeltaDiscoveryRequest::default()
-            };
-            let _ = requests.try_send(again);
+        for request in named(Ask { subscribe: self.demand.resume(), ..Ask::default() }) {
+            let _ = requests.try_send(request);
         }
         let deadline = Instant::now() + ANSWER;
         let opened = timeout_at(deadline, open(&self.connector, queue)).await;
@@ -206,14 +211,11 @@ impl Client {
                     Ok(None) => return End::Closed,
                     Err(end) => return end,
                 },
-                Some(name) = self.wanted.recv(), if self.server.on_demand => {
-                    if self.asked.len() < MOST_WANTED && self.asked.insert(name.clone()) {
-                        let request = DeltaDiscoveryRequest {
-                            type_url: ADDRESS_TYPE.to_owned(),
-                            resource_names_subscribe: vec![name],
-                            ..DeltaDiscoveryRequest::default()
-                        };
-                        let _ = requests.send(request).await;
+                Some(want) = self.wanted.recv(), if self.server.on_demand => {
+                    for request in named(self.demand.want(want, Instant::now().into_std())) {
+                        if timeout_at(Instant::now() + ANSWER, requests.send(request)).await.is_err() {
+                            return End::Failed("the server reads no questions".into());
+                        }
                     }
                 }
             }
@@ -224,6 +226,10 @@ impl Client {
     fn take(&mut self, response: DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
         let (type_url, bytes) = (response.type_url.clone(), response.encoded_len() as u64);
         let names: Vec<String> = response.resources.iter().map(|resource| resource.name.clone()).collect();
+        let aliases: HashSet<String> = match self.server.on_demand {
+            true => response.resources.iter().flat_map(|resource| resource.aliases.iter().cloned()).collect(),
+            false => HashSet::new(),
+        };
         let Received { update, refused, removed, answer, complete } = self.session.receive(response);
         let applied = self.store.apply(self.server.source, update);
         for (key, winner) in &applied.shadowed {
@@ -232,9 +238,10 @@ impl Client {
         for (name, reason) in &refused {
             error!("{}: {name} is refused, its last good version stays: {reason}", self.connector.address());
         }
-        for name in &removed {
-            // Asked for and not there, or gone: the next connection asks again.
-            self.asked.remove(name);
+        if self.server.on_demand {
+            let model = self.store.load();
+            let known = |name: &str| aliases.contains(name) || names.iter().any(|n| n == name) || holds(&model, name);
+            self.demand.told(&removed, known, Instant::now().into_std());
         }
         debug!("{type_url}: {} resources, {} removed, {} changed", names.len(), removed.len(), applied.changed);
         if complete {
@@ -255,6 +262,29 @@ impl Client {
         });
         answer
     }
+}
+
+/// Whether the model holds what is asked for by `network/address`, `namespace/hostname` or a uid.
+fn holds(model: &Model, name: &str) -> bool {
+    if let Some((network, rest)) = name.split_once('/')
+        && let Ok(ip) = rest.parse()
+    {
+        return model.workload_by_ip(network, ip).is_some() || model.service_with_vip(network, ip).is_some();
+    }
+    model.service_by_key(name).is_some() || model.workload(name).is_some()
+}
+
+/// Names as requests. What is let go is let go first, in a request of its own: within one, letting go would come last.
+fn named(ask: Ask) -> impl Iterator<Item = DeltaDiscoveryRequest> {
+    let request = |subscribe, unsubscribe| DeltaDiscoveryRequest {
+        type_url: ADDRESS_TYPE.to_owned(),
+        resource_names_subscribe: subscribe,
+        resource_names_unsubscribe: unsubscribe,
+        ..DeltaDiscoveryRequest::default()
+    };
+    let let_go = (!ask.unsubscribe.is_empty()).then(|| request(Vec::new(), ask.unsubscribe));
+    let asked = (!ask.subscribe.is_empty()).then(|| request(ask.subscribe, Vec::new()));
+    let_go.into_iter().chain(asked)
 }
 
 async fn open(

@@ -27,6 +27,8 @@ pub struct Counters {
     pub local: AtomicU64,
     /// Outbound connections that left as plain TCP because their destination is not in the mesh.
     pub passthrough: AtomicU64,
+    /// Outbound connections refused because their destination is outside the mesh and not listed.
+    pub egress_refused: AtomicU64,
     /// Lines of the access log that were dropped because its writer did not keep up.
     pub log_dropped: AtomicU64,
     /// Names of next hops that were resolved for a connection.
@@ -55,6 +57,7 @@ pub struct Reading {
     bytes_received: u64,
     local: u64,
     passthrough: u64,
+    egress_refused: u64,
     log_dropped: u64,
     inner_not_tls: u64,
     on_demand_dns: u64,
@@ -101,6 +104,7 @@ impl Counters {
             bytes_received: self.bytes_received.load(Relaxed),
             local: self.local.load(Relaxed),
             passthrough: self.passthrough.load(Relaxed),
+            egress_refused: self.egress_refused.load(Relaxed),
             log_dropped: self.log_dropped.load(Relaxed),
             inner_not_tls: self.inner_not_tls.load(Relaxed),
             on_demand_dns: self.on_demand_dns.load(Relaxed),

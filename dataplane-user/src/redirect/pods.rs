@@ -285,6 +285,8 @@ fn earliest(earlier: Saved, later: Saved) -> Saved {
     Saved {
         fwmark_accept: pick(earlier.fwmark_accept, later.fwmark_accept),
         somaxconn: pick(earlier.somaxconn, later.somaxconn),
+        reflect4: pick(earlier.reflect4, later.reflect4),
+        reflect6: pick(earlier.reflect6, later.reflect6),
     }
 }
 

@@ -14,6 +14,8 @@ pub(super) fn new(uid: &str, path: &Path, inode: u64, saved: Saved) -> Record {
         inode,
         fwmark_accept: saved.fwmark_accept,
         somaxconn: saved.somaxconn,
+        reflect4: saved.reflect4,
+        reflect6: saved.reflect6,
         uid_length: uid.len().min(UID_LENGTH) as u32,
         path_length: path.as_os_str().len().min(PATH_LENGTH) as u32,
         uid: [0; UID_LENGTH],
@@ -26,7 +28,12 @@ pub(super) fn new(uid: &str, path: &Path, inode: u64, saved: Saved) -> Record {
 
 /// Sysctl values from before the enrolment.
 pub(super) fn saved(record: &Record) -> Saved {
-    Saved { fwmark_accept: record.fwmark_accept, somaxconn: record.somaxconn }
+    Saved {
+        fwmark_accept: record.fwmark_accept,
+        somaxconn: record.somaxconn,
+        reflect4: record.reflect4,
+        reflect6: record.reflect6,
+    }
 }
 
 /// Workload uid in a record.
@@ -51,7 +58,7 @@ mod tests {
 
     #[test]
     fn records_keep_what_fits() {
-        let saved_values = Saved { fwmark_accept: 0, somaxconn: 4096 };
+        let saved_values = Saved { fwmark_accept: 0, somaxconn: 4096, reflect4: 0, reflect6: -1 };
         let record = new("c1//Pod/ns/a", Path::new("/run/netns/a"), 42, saved_values);
         assert_eq!((uid(&record), path(&record), record.inode), ("c1//Pod/ns/a".into(), "/run/netns/a".into(), 42));
         assert_eq!(saved(&record), saved_values);

@@ -5,7 +5,9 @@
 //! resources that istiod publishes to node proxies (`istio.workload` and `istio.security`).
 
 mod cidr;
+mod egress;
 pub mod file;
+mod headless;
 mod intern;
 mod model;
 mod node;
@@ -22,6 +24,8 @@ mod workload;
 mod writer;
 
 pub use cidr::{Cidr, CidrError};
+pub use egress::{AllowedRange, Egress, OutboundMode};
+pub use headless::{NamedPod, PodName};
 pub use intern::Intern;
 pub use model::{Endpoint, Gateway, Model};
 pub use node::{

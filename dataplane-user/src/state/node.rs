@@ -1,12 +1,12 @@
 //! What one node or gateway is configured to do: the `causeway` key of the model file.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::{Cidr, Telemetry};
+use super::{Cidr, Egress, Telemetry};
 use crate::identity::{SpiffeId, StoreConfig};
 
 /// A dialable gateway address.
@@ -204,6 +204,10 @@ pub struct NodeConfig {
     pub exclusions: Exclusions,
     /// Plaintext that arrives at an enrolled workload.
     pub plaintext_to_mesh: PlaintextToMesh,
+    /// Destinations outside the mesh.
+    pub egress: Egress,
+    /// The same for workloads whose enrolment says something else, by uid.
+    pub egress_of: BTreeMap<Arc<str>, Egress>,
     /// Istio's control plane, if there is one.
     pub control_plane: Option<ControlPlane>,
     /// Access log and spans.
@@ -211,6 +215,12 @@ pub struct NodeConfig {
 }
 
 impl NodeConfig {
+    /// What holds for a workload's destinations outside the mesh, and whether its own enrolment says so.
+    #[must_use]
+    pub fn egress(&self, uid: &str) -> (&Egress, bool) {
+        self.egress_of.get(uid).map_or((&self.egress, false), |own| (own, true))
+    }
+
     /// The own trust domain.
     #[must_use]
     pub fn trust_domain(&self) -> &str {

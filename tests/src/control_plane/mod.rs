@@ -4,6 +4,7 @@
 mod authority;
 mod encode;
 mod fixtures;
+mod on_demand;
 mod server;
 mod service;
 

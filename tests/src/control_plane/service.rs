@@ -1,6 +1,6 @@
 //! The gRPC side: one task per stream.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,6 +16,7 @@ use tonic_prost::ProstCodec;
 
 use super::authority::{self, Authority, CertificateRequest, CertificateResponse};
 use super::encode::clock;
+use super::on_demand::{self, Named};
 use super::server::Seen;
 
 /// How the server misbehaves.
@@ -67,7 +68,7 @@ struct Sent {
     versions: [HashMap<String, String>; 2],
     subscribed: [bool; 2],
     /// Names asked for, where not everything is.
-    named: Option<Vec<String>>,
+    named: Option<Named>,
 }
 
 async fn stream(shared: Shared, token: Option<String>, mut requests: Streaming<DeltaDiscoveryRequest>, out: Outgoing) {
@@ -84,7 +85,9 @@ async fn stream(shared: Shared, token: Option<String>, mut requests: Streaming<D
                 if !request.response_nonce.is_empty() {
                     continue;
                 }
-                subscribe(&mut sent, at, request);
+                if !subscribe(&mut sent, at, request) {
+                    continue;
+                }
                 if push(&shared, &mut sent, at, true, &out).await.is_err() {
                     return;
                 }
@@ -104,18 +107,21 @@ async fn stream(shared: Shared, token: Option<String>, mut requests: Streaming<D
     }
 }
 
-fn subscribe(sent: &mut Sent, at: usize, request: DeltaDiscoveryRequest) {
-    if !sent.subscribed[at] {
+/// Takes a subscription in; whether it is to be answered.
+fn subscribe(sent: &mut Sent, at: usize, request: DeltaDiscoveryRequest) -> bool {
+    let first = !sent.subscribed[at];
+    sent.subscribed[at] = true;
+    if first && at == 0 && request.resource_names_unsubscribe.iter().any(|name| name == "*") {
+        sent.named = Some(Named::new(on_demand::node(&request)));
+    }
+    let news = match &mut sent.named {
+        Some(named) if at == 0 => named.take(&request),
+        _ => true,
+    };
+    if first {
         sent.versions[at] = request.initial_resource_versions;
     }
-    sent.subscribed[at] = true;
-    if at == 0 && request.resource_names_unsubscribe.iter().any(|name| name == "*") {
-        sent.named = Some(Vec::new());
-    } else if at == 0
-        && let Some(named) = &mut sent.named
-    {
-        named.extend(request.resource_names_subscribe);
-    }
+    first || news
 }
 
 /// Sends what differs; the answer to a subscription even if nothing does.
@@ -125,22 +131,20 @@ async fn push(shared: &Shared, sent: &mut Sent, at: usize, asked: bool, out: &Ou
             return None;
         }
         let known = &script.resources[at];
-        let named = sent.named.as_ref().filter(|_| at == 0);
-        let wanted = |resource: &&Resource| {
-            named.is_none_or(|named| {
-                named.contains(&resource.name) || resource.aliases.iter().any(|alias| named.contains(alias))
-            })
-        };
         let versions = &sent.versions[at];
+        let (wanted, missing) = match sent.named.as_ref().filter(|_| at == 0) {
+            Some(named) => named.select(known.values()),
+            None => (known.values().cloned().collect(), BTreeSet::new()),
+        };
         // Policies carry no version, so each push sends them all again, as istiod does.
-        let fresh = |resource: &&Resource| {
+        let fresh = |resource: &Resource| {
             resource.version.is_empty() || versions.get(&resource.name) != Some(&resource.version)
         };
-        let resources: Vec<Resource> = known.values().filter(wanted).filter(fresh).cloned().collect();
+        let resources: Vec<Resource> = wanted.into_iter().filter(fresh).collect();
         let mut removed: Vec<String> = versions.keys().filter(|name| !known.contains_key(*name)).cloned().collect();
-        let answers =
-            |name: &&String| !known.values().any(|resource| resource.name == **name || resource.aliases.contains(name));
-        removed.extend(named.into_iter().flatten().filter(answers).cloned());
+        if asked {
+            removed.extend(missing);
+        }
         for resource in &resources {
             sent.versions[at].insert(resource.name.clone(), resource.version.clone());
         }

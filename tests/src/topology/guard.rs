@@ -161,8 +161,10 @@ fn traces_in(namespace: &str) -> Vec<String> {
         let marked = text.lines().filter(|line| line.contains("fwmark"));
         found.extend(marked.map(|line| format!("rule in {namespace}: {}", line.trim())));
     }
-    if netns::read_sysctl(namespace, "net/ipv4/tcp_fwmark_accept").is_ok_and(|value| value != "0") {
-        found.push(format!("sysctl tcp_fwmark_accept in {namespace}"));
+    for name in ["net/ipv4/tcp_fwmark_accept", "net/ipv4/fwmark_reflect", "net/ipv6/fwmark_reflect"] {
+        if netns::read_sysctl(namespace, name).is_ok_and(|value| value != "0") {
+            found.push(format!("sysctl {name} in {namespace}"));
+        }
     }
     found
 }

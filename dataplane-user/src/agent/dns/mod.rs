@@ -13,10 +13,14 @@ use std::{
 pub use tcp::serve as serve_tcp;
 pub use udp::listen as listen_udp;
 
-use super::worker::{Pod, Worker};
+use super::{
+    on_demand::Search,
+    worker::{Pod, Worker},
+};
 use crate::{
     dns::{
         answer::View,
+        lookup::unknown_service,
         message::{Question, Transport},
     },
     observe::counters::Counters,
@@ -71,10 +75,18 @@ impl Drop for Place {
 async fn decide(worker: &Worker, pod: &Pod, packet: &[u8], transport: Transport) -> Fate {
     let Some(question) = Question::read(packet) else { return Fate::Forward(None) };
     let known = tokio::time::timeout(WORKLOAD_WAIT, worker.workload(pod)).await.ok().flatten();
-    let Some((model, workload)) = known else {
+    let Some((mut model, workload)) = known else {
         Counters::add(&worker.shared.counters.dns.unknown_workload);
         return question.failure().map_or(Fate::Forward(None), Fate::Answered);
     };
+    let mut search = Search::new(&worker.shared);
+    if search.is_needed()
+        && let Some(service) = unknown_service(&model, &question.name)
+        // A question that nobody answers is forwarded: the cluster's own DNS knows the name, if anybody does.
+        && search.ask(service).await.is_ok()
+    {
+        model = worker.model();
+    }
     let reserved = &worker.shared.reserved;
     let view = View { model: &model, client: &workload, reserved, now: Instant::now() };
     let answer = view.answer(&question.name, question.kind, &mut || worker.random.next());

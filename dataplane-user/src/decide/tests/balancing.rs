@@ -184,3 +184,72 @@ fn address_of_the_family_asked_for_and_allowed() {
         assert_eq!(got.ip().to_string(), expected, "{families} {to}");
     }
 }
+
+/// Connections of a mesh of these capacities; `stays` says for how many further connections the one to an endpoint is open.
+/// Returns how many each endpoint got.
+fn live(capacities: &[u32], connections: usize, mut stays: impl FnMut(usize) -> usize, seed: u64) -> Vec<u32> {
+    let names: Vec<(String, String)> = capacities
+        .iter()
+        .enumerate()
+        .map(|(index, capacity)| (format!("e{index}"), format!(", capacity: {capacity}")))
+        .collect();
+    let rows: Vec<(&str, &str)> = names.iter().map(|(uid, fields)| (uid.as_str(), fields.as_str())).collect();
+    let model = mesh("{}", &rows);
+    let client = workload(&model, "client");
+    let mut random = rng(seed);
+    let mut load = Load::default();
+    let mut ends: BTreeMap<usize, Vec<String>> = BTreeMap::new();
+    let mut counts = vec![0; capacities.len()];
+    for now in 0..connections {
+        for ended in ends.remove(&now).unwrap_or_default() {
+            *load.open.get_mut(&ended).unwrap() -= 1;
+        }
+        let result = outbound(&model, &client, address("10.96.0.1:80"), &[], &load, &mut random).unwrap();
+        let Outbound::Plain { workload, .. } = result else { panic!("{result:?}") };
+        let index: usize = workload.uid[1..].parse().unwrap();
+        counts[index] += 1;
+        *load.open.entry(workload.uid.to_string()).or_default() += 1;
+        ends.entry(now + 1 + stays(index)).or_default().push(workload.uid.to_string());
+    }
+    counts
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(24))]
+
+    /// Whatever the capacities and however long connections last, the long-run split is that of the capacities.
+    #[test]
+    fn shares_are_those_of_the_capacities_also_under_load(
+        capacities in proptest::collection::vec(0_u32..6, 1..6),
+        longest in 1_usize..200,
+        seed in 1_u64..1_000_000,
+    ) {
+        const CONNECTIONS: usize = 4_000;
+        let total: u32 = capacities.iter().sum();
+        proptest::prop_assume!(total > 0);
+        let mut random = rng(seed ^ 0xabcd);
+        let counts = live(&capacities, CONNECTIONS, |_| usize::try_from(random() % longest as u64).unwrap(), seed);
+        for (capacity, count) in capacities.iter().zip(&counts) {
+            let fair = CONNECTIONS as f64 * f64::from(*capacity) / f64::from(total);
+            // Six standard deviations of a draw: a run in a billion is further off.
+            let slack = 6.0 * (fair * (1.0 - f64::from(*capacity) / f64::from(total))).sqrt() + 1e-9;
+            proptest::prop_assert!(
+                (f64::from(*count) - fair).abs() <= slack,
+                "capacities {:?} got {:?}", capacities, counts
+            );
+        }
+    }
+
+    /// Among equals one whose connections last gets fewer; another capacity's share stays what its weight says.
+    #[test]
+    fn an_overloaded_endpoint_gets_fewer_than_its_equals(equals in 2_usize..6, seed in 1_u64..1_000_000) {
+        const CONNECTIONS: usize = 4_000;
+        let mut capacities = vec![1; equals];
+        capacities.push(equals as u32);
+        let counts = live(&capacities, CONNECTIONS, |index| if index == 0 { 400 } else { 3 }, seed);
+        let others = &counts[1..equals];
+        proptest::prop_assert!(others.iter().all(|count| counts[0] * 4 < count * 3), "{:?}", counts);
+        let share = f64::from(counts[equals]) / CONNECTIONS as f64;
+        proptest::prop_assert!((0.45..0.55).contains(&share), "{:?}", counts);
+    }
+}

@@ -2,10 +2,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed step is a failed test")]
 
 mod balancing;
+mod egress;
 mod gateways;
 mod inbound;
 mod outbound;
 mod policies;
+mod remote_pods;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

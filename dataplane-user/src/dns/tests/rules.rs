@@ -275,3 +275,20 @@ fn addresses_of_services_have_names() {
         assert_eq!(mesh.data(asked, Kind::Ptr), expected, "{asked}: {why}");
     }
 }
+
+#[test]
+fn services_that_names_tell_by_their_form_can_be_asked_for() {
+    let model = Mesh::new().model;
+    for (asked, expected, why) in [
+        ("new.shop.svc.cluster.local", Some("shop/new.shop.svc.cluster.local"), "a service"),
+        ("p-0.new.shop.svc.cluster.local", Some("shop/new.shop.svc.cluster.local"), "a pod of one"),
+        ("new.shop.mesh.internal", Some("shop/new.shop.mesh.internal"), "a service of any cluster"),
+        ("web.shop.svc.cluster.local", None, "known"),
+        ("db-9.db.shop.svc.cluster.local", None, "a pod of a known one"),
+        ("www.example.com", None, "no namespace in it"),
+        ("shop.svc.cluster.local", None, "a namespace alone"),
+        ("www.example.com.shop.svc.cluster.local", None, "a name with a search domain behind it"),
+    ] {
+        assert_eq!(lookup::unknown_service(&model, asked).as_deref(), expected, "{asked}: {why}");
+    }
+}

@@ -59,10 +59,7 @@ impl Control {
             match fields.u8().map_err(talking)? {
                 tag::LISTENERS => listeners.push(worker_listeners(answer.fds)?),
                 tag::OPENED => {
-                    let saved = Saved {
-                        fwmark_accept: fields.i32().map_err(talking)?,
-                        somaxconn: fields.i32().map_err(talking)?,
-                    };
+                    let saved = Saved::read(&mut fields).map_err(talking)?;
                     let mut addresses = Vec::new();
                     while let Some(address) = fields.address().map_err(talking)? {
                         addresses.push(address);
@@ -76,7 +73,7 @@ impl Control {
 
     /// Removes rules and routes and restores sysctl values in a namespace.
     pub(in crate::redirect) fn undo(&self, saved: Saved, netns: BorrowedFd<'_>) -> Result<(), StepError> {
-        let request = Packet::new(tag::UNDO).i32(saved.fwmark_accept).i32(saved.somaxconn);
+        let request = saved.write(Packet::new(tag::UNDO));
         request.send(self.channel.as_fd(), &[netns]).map_err(talking)?;
         self.done()
     }

@@ -10,11 +10,14 @@ use causeway_ebpf::abi::{
 };
 
 use super::netlink::{Family, Netlink};
-use super::wire::Reader;
+use super::wire::{Packet, Reader};
 use crate::redirect::sockets::{Family as SocketFamily, SocketKind};
 use crate::redirect::system::{check, set_option, socket};
 
 const FWMARK_ACCEPT: &str = "/proc/sys/net/ipv4/tcp_fwmark_accept";
+/// A port without a listener answers a delivery with a reset; without the mark that goes to the client's node instead of back.
+const REFLECT4: &str = "/proc/sys/net/ipv4/fwmark_reflect";
+const REFLECT6: &str = "/proc/sys/net/ipv6/fwmark_reflect";
 const SOMAXCONN: &str = "/proc/sys/net/core/somaxconn";
 const BACKLOG: i32 = 8192;
 
@@ -35,6 +38,26 @@ fn step<T>(action: impl Into<String>, result: io::Result<T>) -> Result<T, StepEr
 pub(in crate::redirect) struct Saved {
     pub(in crate::redirect) fwmark_accept: i32,
     pub(in crate::redirect) somaxconn: i32,
+    pub(in crate::redirect) reflect4: i32,
+    pub(in crate::redirect) reflect6: i32,
+}
+
+impl Saved {
+    /// Nothing changed yet.
+    const NONE: Self = Self { fwmark_accept: -1, somaxconn: -1, reflect4: -1, reflect6: -1 };
+
+    pub(super) fn read(fields: &mut Reader<'_>) -> io::Result<Self> {
+        Ok(Self {
+            fwmark_accept: fields.i32()?,
+            somaxconn: fields.i32()?,
+            reflect4: fields.i32()?,
+            reflect6: fields.i32()?,
+        })
+    }
+
+    pub(super) fn write(self, packet: Packet) -> Packet {
+        packet.i32(self.fwmark_accept).i32(self.somaxconn).i32(self.reflect4).i32(self.reflect6)
+    }
 }
 
 /// What an opened namespace gave.
@@ -48,7 +71,7 @@ pub(super) struct Opened {
 
 /// Sets the current namespace up for `workers` workers. On an error nothing is left changed.
 pub(super) fn open(workers: usize) -> Result<Opened, StepError> {
-    let mut saved = Saved { fwmark_accept: -1, somaxconn: -1 };
+    let mut saved = Saved::NONE;
     let result = open_steps(workers, &mut saved);
     if result.is_err() {
         let _ = undo(saved);
@@ -59,6 +82,11 @@ pub(super) fn open(workers: usize) -> Result<Opened, StepError> {
 fn open_steps(workers: usize, saved: &mut Saved) -> Result<Opened, StepError> {
     saved.fwmark_accept = raise_sysctl(FWMARK_ACCEPT, 1)?;
     saved.somaxconn = raise_sysctl(SOMAXCONN, BACKLOG)?;
+    saved.reflect4 = raise_sysctl(REFLECT4, 1)?;
+    // A kernel without IPv6 has no such file, and nothing to deliver over it.
+    if fs::exists(REFLECT6).unwrap_or(false) {
+        saved.reflect6 = raise_sysctl(REFLECT6, 1)?;
+    }
     let netlink = step("opening a netlink socket", Netlink::route())?;
     let addresses = step("listing addresses", netlink.addresses())?;
     for family in [Family::V4, Family::V6] {
@@ -96,7 +124,12 @@ pub(in crate::redirect) fn undo(saved: Saved) -> Result<(), StepError> {
             other => step(format!("removing the delivery rule and route ({family:?})"), other)?,
         }
     }
-    for (path, value) in [(FWMARK_ACCEPT, saved.fwmark_accept), (SOMAXCONN, saved.somaxconn)] {
+    for (path, value) in [
+        (FWMARK_ACCEPT, saved.fwmark_accept),
+        (SOMAXCONN, saved.somaxconn),
+        (REFLECT4, saved.reflect4),
+        (REFLECT6, saved.reflect6),
+    ] {
         if value >= 0 {
             step(format!("restoring {path}"), fs::write(path, value.to_string()))?;
         }

@@ -80,7 +80,7 @@ pub fn serve(fd: RawFd) -> io::Result<()> {
                 }
             }
             tag::UNDO => {
-                let saved = Saved { fwmark_accept: fields.i32()?, somaxconn: fields.i32()? };
+                let saved = Saved::read(&mut fields)?;
                 let netns = fds.next().ok_or_else(missing_descriptor)?;
                 match inside(netns.as_fd(), home.as_fd(), || podnet::undo(saved)) {
                     Ok(()) => Packet::new(tag::DONE).send(channel.as_fd(), &[])?,
@@ -139,7 +139,7 @@ fn answer_opened(channel: BorrowedFd<'_>, opened: Opened) -> io::Result<()> {
     for [outbound, plaintext, hbone] in &opened.listeners {
         Packet::new(tag::LISTENERS).send(channel, &[outbound.as_fd(), plaintext.as_fd(), hbone.as_fd()])?;
     }
-    let mut packet = Packet::new(tag::OPENED).i32(opened.saved.fwmark_accept).i32(opened.saved.somaxconn);
+    let mut packet = opened.saved.write(Packet::new(tag::OPENED));
     // A packet has room for some 240 IPv6 addresses; a pod with more is not one we know how to enrol.
     for address in opened.addresses.iter().take(200) {
         packet = packet.address(*address);

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::convert::{Unique, cidr, gateway_address, identity, required, service_key, socket};
+use super::convert_egress::{egress, egress_of};
 use super::convert_telemetry::telemetry;
 use super::locate::Place;
 use super::{Problems, raw_node as raw};
@@ -62,6 +63,8 @@ pub(super) fn node(raw: &raw::Node, base: &Path, problems: &mut Problems) -> Opt
             raw::PlaintextToMesh::Allow => PlaintextToMesh::Allow,
             raw::PlaintextToMesh::Refuse => PlaintextToMesh::Refuse,
         },
+        egress: egress(raw.outbound, &raw.outbound_allowed, &place, problems),
+        egress_of: egress_of(raw, &place.key("enrol"), problems),
         control_plane,
         telemetry: telemetry(raw, &place, problems),
     })

@@ -6,6 +6,7 @@
 
 mod check;
 mod convert;
+mod convert_egress;
 mod convert_mesh;
 mod convert_node;
 mod convert_telemetry;

@@ -48,12 +48,38 @@ pub(super) struct Node {
     /// Plaintext that arrives at an enrolled workload.
     #[serde(default)]
     pub(super) plaintext_to_mesh: PlaintextToMesh,
+    /// TCP connections of workloads to destinations that the mesh does not know.
+    #[serde(default)]
+    pub(super) outbound: OutboundMode,
+    /// With outbound: registry-only, destinations outside the mesh that may be reached all the same.
+    #[serde(default)]
+    pub(super) outbound_allowed: Vec<AllowedRange>,
     /// The access log.
     #[serde(default)]
     pub(super) log: Log,
     /// A span for each connection, sent to a collector; without it, none.
     #[serde(default)]
     pub(super) traces: Option<Traces>,
+}
+
+/// Whether connections to destinations outside the mesh pass.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum OutboundMode {
+    #[default]
+    AllowAny,
+    RegistryOnly,
+}
+
+/// Destinations outside the mesh.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct AllowedRange {
+    /// An address or a range, as 203.0.113.0/24.
+    pub(super) cidr: String,
+    /// Ports; without them, all.
+    #[serde(default)]
+    pub(super) ports: Vec<u16>,
 }
 
 /// Where Istio's control plane is.
@@ -135,6 +161,12 @@ pub(super) struct Enrolment {
     /// Whether its DNS queries are captured; without it, they are.
     #[serde(default = "yes")]
     pub(super) dns: bool,
+    /// Instead of the node's.
+    #[serde(default)]
+    pub(super) outbound: Option<OutboundMode>,
+    /// Instead of the node's.
+    #[serde(default)]
+    pub(super) outbound_allowed: Option<Vec<AllowedRange>>,
 }
 
 fn yes() -> bool {

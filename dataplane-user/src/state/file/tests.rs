@@ -211,6 +211,24 @@ const MISTAKES: &[Mistake] = &[
         "causeway.gateway.identity",
         "own trust domain other",
     ),
+    (
+        "trustDomain: cluster.local\n  identity",
+        "outboundAllowed: [{cidr: 10.0.0.0/8}]\n  identity",
+        "causeway.outboundAllowed",
+        "although all are allowed",
+    ),
+    (
+        "trustDomain: cluster.local\n  identity",
+        "outbound: registry-only\n  outboundAllowed: [{cidr: nowhere}]\n  identity",
+        "causeway.outboundAllowed[0].cidr",
+        "is not an address range",
+    ),
+    (
+        "cgroup: /sys/fs/cgroup/x",
+        "outbound: registry-only, outboundAllowed: [{cidr: 10.0.0.1, ports: [0]}]",
+        "causeway.enrol[0].outboundAllowed[0].ports",
+        "has port 0",
+    ),
 ];
 
 #[test]
@@ -260,8 +278,16 @@ fn broken_yaml_and_foreign_texts_are_answered() {
 fn schema_describes_every_section() {
     let schema = schema();
     let text = schema.to_string();
-    for word in ["workloads", "causeway", "networkGateway", "trustedSources", "plaintextToMesh", "additionalProperties"]
-    {
+    for word in [
+        "workloads",
+        "causeway",
+        "networkGateway",
+        "trustedSources",
+        "plaintextToMesh",
+        "outboundAllowed",
+        "registry-only",
+        "additionalProperties",
+    ] {
         assert!(text.contains(word), "{word}");
     }
     assert_eq!(schema["additionalProperties"], serde_json::Value::Bool(false));
