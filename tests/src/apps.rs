@@ -1,6 +1,6 @@
 //! Ordinary servers in pods: nginx, redis and PostgreSQL with as much configuration as they need to run from a folder.
 
-use crate::{Error, Pod, Proc, Result, context, process};
+use crate::{Error, Finished, Pod, Proc, Result, context, process};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -123,4 +123,15 @@ fn table_has(path: &Path, port: u16) -> bool {
         let state = fields.nth(1).unwrap_or_default();
         state == "0A" && local.rsplit(':').next() == Some(&format!("{port:04X}"))
     })
+}
+
+/// Whether curl met a reset: while it connected, or when it read.
+pub fn was_reset(curl: &Finished) -> bool {
+    matches!(curl.status.code(), Some(7 | 56))
+}
+
+/// Whether an echo server answers a program of the pod.
+pub fn echoes(pod: &Pod, host: &str, port: u16) -> bool {
+    let script = format!("exec 3<>/dev/tcp/{host}/{port} && printf hello >&3 && timeout 3 head -c 5 <&3");
+    pod.run(&["bash", "-c", &script]).is_ok_and(|done| done.stdout == "hello")
 }

@@ -6,6 +6,7 @@ use rcgen::{
     KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
 };
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 /// The files a TLS program wants.
 #[derive(Debug, Clone)]
@@ -24,6 +25,14 @@ pub struct Leaf {
 /// # Errors
 /// If the authority cannot be read, or the files cannot be written.
 pub fn issue(authority: &Path, identity: &str, folder: &Path) -> Result<Leaf> {
+    issue_for(authority, identity, folder, None)
+}
+
+/// As [`issue`], for so long from now on.
+///
+/// # Errors
+/// As [`issue`].
+pub fn issue_for(authority: &Path, identity: &str, folder: &Path, life: Option<Duration>) -> Result<Leaf> {
     let read = |name: &str| {
         let path = authority.join(name);
         std::fs::read_to_string(&path).map_err(context(path.display()))
@@ -38,6 +47,9 @@ pub fn issue(authority: &Path, identity: &str, folder: &Path) -> Result<Leaf> {
     parameters.subject_alt_names = vec![SanType::URI(name)];
     parameters.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     parameters.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    if let Some(life) = life {
+        parameters.not_after = (SystemTime::now() + life).into();
+    }
     let leaf = parameters.signed_by(&key, &issuer).map_err(context("signing"))?;
     std::fs::create_dir_all(folder).map_err(context(folder.display()))?;
     let stem = identity.rsplit('/').next().unwrap_or("leaf");
@@ -63,10 +75,10 @@ pub fn revocation_list(authority: &Path, key: &Path, revoked: &Path) -> Result<S
     let issuer = Issuer::from_ca_cert_pem(&read(authority)?, key).map_err(context(authority.display()))?;
     let (_, pem) = x509_parser::pem::parse_x509_pem(read(revoked)?.as_bytes()).map_err(context(revoked.display()))?;
     let certificate = pem.parse_x509().map_err(context(revoked.display()))?;
-    let now = std::time::SystemTime::now();
+    let now = SystemTime::now();
     let list = CertificateRevocationListParams {
         this_update: now.into(),
-        next_update: (now + std::time::Duration::from_secs(3600)).into(),
+        next_update: (now + Duration::from_secs(3600)).into(),
         crl_number: SerialNumber::from(1_u64),
         issuing_distribution_point: None,
         revoked_certs: vec![RevokedCertParams {

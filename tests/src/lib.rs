@@ -33,6 +33,7 @@ pub mod demo;
 pub mod envoy;
 mod error;
 pub mod fixture;
+pub mod fuzz;
 pub mod istiod;
 pub mod netfilter;
 pub mod netns;

@@ -47,7 +47,7 @@ impl StatefulSets {
 
     fn refused(&self, name: &str, port: u16) {
         let done = self.ask(name, port);
-        assert_eq!(done.status.code(), Some(56), "{name}:{port} must be reset: {}{}", done.stdout, done.stderr);
+        assert!(apps::was_reset(&done), "{name}:{port} must be reset: {}{}", done.stdout, done.stderr);
     }
 }
 
@@ -129,18 +129,14 @@ fn destinations_outside_the_mesh_are_refused_unless_they_are_listed() {
     );
     let stage = stage.started().unwrap();
     let reaches = |pod: &Pod, port: u16| {
-        let to = format!("{outside}:{port}");
-        process::until(std::time::Duration::from_secs(5), || {
-            pod.run(&["testkit-peer", "connections", &to, "1", "10", "--count", "1"]).unwrap().status.success()
-        })
-        .is_ok()
+        process::until(std::time::Duration::from_secs(5), || apps::echoes(pod, &outside, port)).is_ok()
     };
     assert!(reaches(&stage.client, 7001), "listed");
     assert!(reaches(&other, 7002), "its enrolment allows all");
     let daemon = stage.topology.daemon(stage.client_node);
     let before = daemon.counter("egress_refused").unwrap();
     let done = stage.client.run(&["curl", "--silent", "--max-time", "5", &format!("http://{outside}:7002/")]).unwrap();
-    assert_eq!(done.status.code(), Some(56), "a reset: {}{}", done.stdout, done.stderr);
+    assert!(apps::was_reset(&done), "a reset: {}{}", done.stdout, done.stderr);
     assert_eq!(daemon.counter("egress_refused").unwrap(), before + 1);
     let line = daemon.wait_for_line(&[&format!("dst.addr={outside}:7002"), "error="]).unwrap();
     assert!(line.contains("leg=accept/policy") && line.contains("outbound: registry-only of this node"), "{line}");
@@ -161,10 +157,39 @@ fn plaintext_to_pods_of_the_mesh_is_refused_where_that_is_asked_for() {
     let allowed = ask(&stage.web[0]);
     assert!(allowed.stdout.contains("pod=default/web-a"), "the default lets it in: {}", allowed.stderr);
     let refused = ask(&stage.web[1]);
-    assert_eq!(refused.status.code(), Some(56), "a reset: {}{}", refused.stdout, refused.stderr);
+    assert!(apps::was_reset(&refused), "a reset: {}{}", refused.stdout, refused.stderr);
     let daemon = stage.topology.daemon(stage.server_node);
     let line = daemon.wait_for_line(&["direction=inbound", "error="]).unwrap();
     assert!(line.contains("leg=accept/policy") && line.contains("plaintextToMesh: refuse"), "{line}");
     assert_eq!(daemon.counter("plaintext").unwrap(), 1, "counted all the same");
     stage.curl(&stage.client, stage.vip("default/web")).unwrap();
+}
+
+#[test]
+fn an_endpoint_with_a_host_name_alone_is_resolved_for_each_connection() {
+    testkit::needs_root!();
+    let mut stage = TwoClusters::build("named").unwrap();
+    stage.topology.service("default/ext", &[(80, 7003)], &[]);
+    let outside = stage.topology.node_ip(stage.gateway_node).to_string();
+    let server = stage.topology.node_place(stage.gateway_node).clone();
+    let _server = server.spawn(&["testkit-peer", "serve", "echo", "--port", "7003"]).unwrap();
+    let stage = stage.started().unwrap();
+    let endpoint = |name: &str| {
+        let mut model = stage.topology.model(stage.client_node).unwrap();
+        model["workloads"].as_array_mut().unwrap().push(json!({
+            "uid": "ext", "name": "ext", "namespace": "default", "workloadIps": [], "hostname": name, "network": "network1",
+            "protocol": "TCP", "services": {"default/ext.default.svc.cluster.local": {}},
+        }));
+        stage.topology.write_model(stage.client_node, &model).unwrap();
+    };
+    // A name that every resolver knows without asking anybody.
+    endpoint(&outside);
+    let reaches = || apps::echoes(&stage.client, &stage.vip("default/ext").to_string(), 80);
+    process::until(std::time::Duration::from_secs(10), reaches).unwrap();
+    let daemon = stage.topology.daemon(stage.client_node);
+    assert!(daemon.counter("on_demand_dns").unwrap() >= 1);
+    endpoint("no-such-host.invalid");
+    process::until(std::time::Duration::from_secs(10), || !reaches()).unwrap();
+    let line = daemon.wait_for_line(&["no-such-host.invalid", "error="]).unwrap();
+    assert!(line.contains("leg=resolve") && line.contains("ask this node's DNS for it"), "{line}");
 }

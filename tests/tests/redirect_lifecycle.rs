@@ -144,7 +144,7 @@ fn adopted_pods_that_are_not_wanted_are_swept() {
     let _stream = node.connect("a", "198.18.0.1:80").unwrap();
     assert!(accept(&outside).is_some(), "connections go out again");
     assert_eq!(traces(&node, "a"), before);
-    assert_eq!(fs::read_dir(node.pins().join("v1/pods")).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(node.layout().join("pods")).unwrap().count(), 0);
 }
 
 #[test]

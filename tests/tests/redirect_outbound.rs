@@ -174,7 +174,7 @@ fn without_room_for_a_record_connections_are_reset() {
     let enrolled = redirector.enrol(&node.request("a")).unwrap();
     // What would get the connection if it were passed for want of a record.
     let application: Vec<_> = (16384..17408).map(|port| node.listen("a", &format!("0.0.0.0:{port}"))).collect();
-    let filled = redirect_common::flows::fill(&node.pins().join("v1/maps/FLOWS"));
+    let filled = redirect_common::flows::fill(&node.layout().join("maps/FLOWS"));
     for number in 0..20 {
         let refused = node.connect("a", &format!("198.18.0.{}:80", number + 1)).unwrap_err();
         assert_eq!(refused.raw_os_error(), Some(libc::ECONNREFUSED), "{refused}");

@@ -223,5 +223,5 @@ fn two_hundred_pods_share_one_redirector() {
     for pod in &pods {
         redirector.forget(&format!("uid-{pod}")).unwrap();
     }
-    assert_eq!(std::fs::read_dir(node.pins().join("v1/pods")).unwrap().count(), 0, "links of pods are left");
+    assert_eq!(std::fs::read_dir(node.layout().join("pods")).unwrap().count(), 0, "links of pods are left");
 }

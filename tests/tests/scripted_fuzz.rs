@@ -1,6 +1,4 @@
 //! Whatever a server sends, reading it ends, does not panic, and leaves a model that answers.
-//!
-//! Runs a few seconds; `CAUSEWAY_FUZZ_SECONDS` sets more.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed step is a failed test")]
 
 use std::path::Path;
@@ -11,43 +9,10 @@ use causeway::istio::xds_session::{Session, TYPES};
 use causeway::state::{ModelStore, SourceId, file};
 use prost::Message as _;
 use testkit::control_plane::recorded;
-
-/// xorshift64*.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        usize::try_from(self.next() % limit.max(1) as u64).unwrap()
-    }
-}
-
-fn damage(bytes: &mut Vec<u8>, random: &mut Random) {
-    for _ in 0..=random.below(4) {
-        let at = random.below(bytes.len());
-        match random.below(5) {
-            0 if !bytes.is_empty() => bytes[at] = u8::try_from(random.next() & 0xff).unwrap(),
-            1 if !bytes.is_empty() => bytes[at] ^= 1 << random.below(8),
-            2 => bytes.truncate(at),
-            3 => bytes.insert(at.min(bytes.len()), u8::try_from(random.next() & 0xff).unwrap()),
-            _ if !bytes.is_empty() => drop(bytes.remove(at)),
-            _ => {}
-        }
-    }
-}
+use testkit::fuzz::{damage, run};
 
 #[test]
 fn random_bytes_and_damaged_recordings_never_panic_or_stall() {
-    let seconds = std::env::var("CAUSEWAY_FUZZ_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(4);
-    let seed = u64::from(std::process::id()) << 20 | 1;
-    println!("seed {seed}");
-    let mut random = Random(seed);
     let node = "causeway: {node: n1, cluster: cluster1, network: cluster1, identity: {caDirectory: x}}\n";
     let store = ModelStore::new(file::parse(node, Path::new("model.yaml")).unwrap());
     let mut session = Session::default();
@@ -57,14 +22,13 @@ fn random_bytes_and_damaged_recordings_never_panic_or_stall() {
         .map(|answer| answer.response)
         .collect();
     let (mut rounds, mut refused, mut longest) = (0_u64, 0, Duration::ZERO);
-    let end = Instant::now() + Duration::from_secs(seconds);
-    while Instant::now() < end {
+    run("WDS", &[], |_, random| {
         let begin = Instant::now();
         let response = match random.below(4) {
             0 => {
                 // The whole message is damaged.
                 let mut bytes = recordings[random.below(recordings.len())].encode_to_vec();
-                damage(&mut bytes, &mut random);
+                damage(&mut bytes, random);
                 DeltaDiscoveryResponse::decode(&bytes[..]).unwrap_or_default()
             }
             1 => {
@@ -83,7 +47,7 @@ fn random_bytes_and_damaged_recordings_never_panic_or_stall() {
                     if random.below(3) == 0 {
                         let body = resource.resource.get_or_insert_default();
                         let mut bytes = body.value.to_vec();
-                        damage(&mut bytes, &mut random);
+                        damage(&mut bytes, random);
                         body.value = bytes.into();
                     }
                 }
@@ -109,7 +73,7 @@ fn random_bytes_and_damaged_recordings_never_panic_or_stall() {
         }
         longest = longest.max(begin.elapsed());
         rounds += 1;
-    }
+    });
     assert!(rounds > 10 && refused > 0, "{rounds} rounds refused {refused}");
     // And a clean recording makes all good again.
     for response in recordings {

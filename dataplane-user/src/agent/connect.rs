@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     decide::{GatewayAddress, GatewayCandidate, HboneRoute, NestedRoute, Outbound},
-    hbone::{Baggage, Cause, ConnError, EndpointId, Leg, TraceParent, Walk, header, peer_version},
+    hbone::{Baggage, Cause, ConnError, EndpointId, Leg, TraceParent, Walk, advice, header, peer_version},
     identity::{Credential, ExpectedPeer, PeerRole, SpiffeId},
     observe::counters::Counters,
     redirect::{Family, PodId, SocketKind, connect_start, tcp_info},
@@ -107,6 +107,9 @@ pub async fn along(worker: &Rc<Worker>, source: &Source, route: &Outbound) -> Re
         Outbound::Passthrough { to } | Outbound::Plain { to, .. } => {
             upstream(worker, source, *to, CONNECT_TIMEOUT).await.map(Link::Socket)
         }
+        Outbound::Named(route) => {
+            Err(ConnError::fatal(Leg::Resolve, &route.workload.uid, "its host name was not resolved"))
+        }
         Outbound::Hbone(route) => match local::connect(worker, source, route).await {
             Some(result) => result,
             None => single(worker, source, route).await,
@@ -132,8 +135,8 @@ async fn tcp(worker: &Worker, pod: PodId, to: SocketAddr, limit: Duration) -> Re
         .map_err(|error| failed(&format!("no socket in the pod's namespace: {error}")))?;
     match timeout(limit, connect_start(socket, None, to)).await {
         Ok(Ok(socket)) => Ok(socket),
-        Ok(Err(error)) => Err(failed(&error)),
-        Err(_) => Err(failed(&format!("no answer within {} ms", limit.as_millis())).because(Cause::Timeout)),
+        Ok(Err(error)) => Err(failed(&advice::connect(&error))),
+        Err(_) => Err(failed(&advice::silence(limit.as_millis())).because(Cause::Timeout)),
     }
 }
 

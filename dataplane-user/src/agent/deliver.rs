@@ -7,7 +7,7 @@ use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
 use super::worker::{Pod, Worker};
 use crate::{
     decide::InboundTarget,
-    hbone::{Authority, Cause, ConnError, Leg, proxy_header},
+    hbone::{Authority, Cause, ConnError, Leg, advice, proxy_header},
     identity::SpiffeId,
     redirect::{self, Family, SocketKind, connect_start},
     state::Model,
@@ -47,7 +47,7 @@ pub async fn deliver(
     };
     let socket = match timeout(CONNECT_TIMEOUT, connecting).await {
         Ok(Ok(socket)) => socket,
-        Ok(Err(error)) => return Err(failed(&error)),
+        Ok(Err(error)) => return Err(failed(&advice::connect(&error))),
         Err(_) => return Err(failed(&"the application did not accept within 10 s").because(Cause::Timeout)),
     };
     // Small answers must not wait for an acknowledgement; a socket that refuses the option still works.

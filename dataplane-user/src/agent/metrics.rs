@@ -46,6 +46,7 @@ impl Answers {
             ("gateway", "Streams forwarded by the gateway role"),
             ("local", "Connections to another pod of this node"),
             ("passthrough", "Connections that left as plain TCP"),
+            ("egress_refused", "Connections refused because their destination is outside the mesh and not listed"),
             ("log_dropped", "Lines of the access log that were dropped"),
             ("spans_sent", "Spans that a collector took"),
             ("spans_dropped", "Spans that no collector took"),

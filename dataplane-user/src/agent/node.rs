@@ -20,11 +20,13 @@ use super::{
     answers::Answers,
     certificates, control_plane,
     enrolment::Enrolments,
+    environment,
     worker::{self, Command, Shared},
 };
 use crate::{
     dns::Reserved,
     identity::{IdentityError, TrustBundle},
+    istio::xds_settings::Environment,
     observe::{access_log::AccessLog, admin, connections::Connections, counters::Counters, http, traffic::Traffic},
     redirect::{
         Exclusions, RedirectConfig, Redirector,
@@ -116,8 +118,14 @@ pub type Failure = Box<dyn std::error::Error>;
 /// What kept the daemon from starting: a model that is not valid, a certificate authority that cannot be used, a
 /// privilege or kernel feature that is missing.
 pub fn run(args: Args) -> Result<(), Failure> {
+    let environment = Environment::of_process();
+    environment::check(&environment)?;
     let cpus = online_cpus()?;
-    let workers = args.workers.unwrap_or(cpus.len()).max(1);
+    let wanted = match args.workers {
+        Some(workers) => Some(workers),
+        None => environment::workers(&environment, cpus.len())?,
+    };
+    let workers = wanted.unwrap_or(cpus.len()).max(1);
     // Started before any thread exists, so that it inherits nothing but its channel.
     let helper = Spawn::new(workers).start()?;
     raise_nofile_limit()?;
@@ -131,6 +139,8 @@ struct Node {
     shared: Arc<Shared>,
     workers: Vec<worker::Handle>,
     gateway: Vec<SocketAddr>,
+    /// What the environment says for what the file leaves out.
+    defaults: file::Defaults,
     /// Notified when the admin interface is asked to end the daemon.
     quit: Arc<Notify>,
 }
@@ -138,7 +148,8 @@ struct Node {
 impl Node {
     async fn serve(args: Args, cpus: &[usize], workers: usize, mut helper: Helper) -> Result<(), Failure> {
         let text = file::read(&args.model)?;
-        let model = file::parse(&text, &args.model)?;
+        let defaults = environment::defaults(&Environment::of_process());
+        let model = file::parse_with(&text, &args.model, &defaults)?;
         let mut file = file::Watch::new(&args.model, text);
         let credentials = certificates::open(&model.node)?;
         credentials.set_trust(trust(&model)?)?;
@@ -191,6 +202,7 @@ impl Node {
             shared,
             workers: handles,
             gateway: Vec::new(),
+            defaults,
             quit: Arc::default(),
         };
         node.apply()?;
@@ -251,7 +263,7 @@ impl Node {
 
     /// Takes over a changed model; the last good one stays when the new one is not valid.
     fn reload(&mut self, text: Result<String, file::ModelError>, path: &Path) {
-        let changed = match text.and_then(|text| file::parse(&text, path)) {
+        let changed = match text.and_then(|text| file::parse_with(&text, path, &self.defaults)) {
             Ok(model) => self.change(model),
             Err(error) => Err(error.into()),
         };

@@ -50,36 +50,34 @@ impl<'a> Search<'a> {
         lacks(model, source, to, decided).filter(|name| !self.asked.contains(name))
     }
 
-    /// Asks for a name and waits for the answers. Afterwards the model holds it, or it does not exist.
+    /// Asks for names and waits for the answers. Afterwards the model holds them, or they do not exist.
     ///
     /// # Errors
     /// No answer in time: nobody knows what the connection would bypass.
-    pub async fn ask(&mut self, name: String) -> Result<(), ConnError> {
+    pub async fn ask(&mut self, names: Vec<String>) -> Result<(), ConnError> {
         let deadline = *self.deadline.get_or_insert_with(|| Instant::now() + PATIENCE);
-        let silent = || {
+        let silent = |name: &str| {
             let reason = format!(
                 "the control plane has not said within {} ms whether {name} is in the mesh; see control_planes in \
                  \"causeway status\"",
                 PATIENCE.as_millis()
             );
-            ConnError::fatal(Leg::Resolve, &name, reason)
+            ConnError::fatal(Leg::Resolve, name, reason)
         };
-        let answers: Vec<_> = self
-            .planes
-            .iter()
-            .enumerate()
-            .filter(|(_, plane)| plane.on_demand())
-            // A peer that is away must not stop what its own cluster would not stop either.
-            .filter(|(index, plane)| *index == 0 || plane.connected())
-            .map(|(_, plane)| plane.want(name.clone()))
-            .collect();
-        for answer in answers {
+        // A peer that is away must not stop what its own cluster would not stop either.
+        let planes = self.planes.iter().enumerate().filter(|(index, plane)| *index == 0 || plane.connected());
+        let planes: Vec<&Handle> = planes.map(|(_, plane)| plane).filter(|plane| plane.on_demand()).collect();
+        let mut answers = Vec::with_capacity(names.len() * planes.len());
+        for name in &names {
+            answers.extend(planes.iter().map(|plane| (name, plane.want(name.clone()))));
+        }
+        for (name, answer) in answers {
             match timeout_at(deadline, answer).await {
                 Ok(Ok(())) => {}
-                _ => return Err(silent()),
+                _ => return Err(silent(name)),
             }
         }
-        self.asked.push(name);
+        self.asked.extend(names);
         Ok(())
     }
 }
@@ -128,7 +126,7 @@ mod tests {
 
     const MESH: &str = r#"
 workloads:
-- {uid: client, namespace: ns, workloadIps: [10.0.0.1], protocol: HBONE, network: net1, services: {ns/own.ns.svc: {}}}
+- {uid: client, namespace: ns, workloadIps: [10.0.0.1], protocol: HBONE, node: n1, network: net1, services: {ns/own.ns.svc: {}}}
 - {uid: web, namespace: ns, workloadIps: [10.0.0.2], protocol: HBONE, network: net1}
 - uid: net2/SplitHorizonWorkload/x
   namespace: ns

@@ -6,7 +6,7 @@ use tokio::net::TcpStream;
 
 use super::{
     connect::{self, Link, Neighbour, Source},
-    dns,
+    dns, names,
     on_demand::Search,
     policy::withdrawn,
     worker::{Pod, Worker, canonical},
@@ -163,6 +163,17 @@ async fn attempts(
             }
             (Err(error), None) => return Err(ConnError::fatal(Leg::Resolve, to, error)),
         };
+        let route = match route {
+            Outbound::Named(named) => match names::resolve(worker, &named).await {
+                Ok(route) => route,
+                Err(error) => {
+                    avoid.push(named.workload.uid.clone());
+                    last = Some(error);
+                    continue;
+                }
+            },
+            route => route,
+        };
         describe(record, &route);
         // Counted before it is connected, so that a burst is spread over all.
         let slot = endpoint(&route).map(|workload| worker.load.take(&workload.uid));
@@ -192,6 +203,7 @@ fn endpoint(route: &Outbound) -> Option<&Arc<Workload>> {
         Outbound::Hbone(route) => Some(&route.workload),
         Outbound::Nested(route) => Some(&route.workload),
         Outbound::Plain { workload, .. } => Some(workload),
+        Outbound::Named(route) => Some(&route.workload),
         Outbound::Passthrough { .. } => None,
     }
 }
@@ -208,7 +220,7 @@ fn describe(record: &mut Record, route: &Outbound) {
             record.service = route.service.clone();
         }
         Outbound::Plain { service, .. } => record.service = service.clone(),
-        Outbound::Passthrough { .. } => {}
+        Outbound::Named(_) | Outbound::Passthrough { .. } => {}
     }
 }
 

@@ -71,7 +71,7 @@ impl<'a> Vantage<'a> {
 #[derive(Clone)]
 pub(super) struct Candidate {
     pub(super) workload: Arc<Workload>,
-    /// Address to dial; none for an endpoint that only a gateway reaches.
+    /// Address to dial; none for an endpoint that only a gateway reaches, and for one that is known by its host name.
     pub(super) ip: Option<IpAddr>,
     /// Port behind the endpoint; 0 for an endpoint that only a gateway reaches.
     pub(super) target_port: u16,
@@ -86,6 +86,8 @@ pub(super) struct Wanted<'a> {
     pub(super) asked: Option<IpAddr>,
     /// Whether endpoints of other networks may be chosen.
     pub(super) other_networks: bool,
+    /// Whether endpoints may be chosen that have no address but a host name.
+    pub(super) names: bool,
     /// Whether the service is a waypoint's.
     pub(super) waypoint: bool,
 }
@@ -105,7 +107,7 @@ pub(super) fn eligible(model: &Model, vantage: &Vantage<'_>, wanted: &Wanted<'_>
         endpoints.iter().filter_map(|endpoint| candidate(endpoint, target.unwrap_or(0), vantage, wanted)).collect();
     if candidates.is_empty() {
         return Err(format!(
-            "none of {} endpoints has an address in network {:?} and a target port for {}, or a gateway",
+            "none of {} endpoints has an address or host name in network {:?} and a target port for {}, or a gateway",
             endpoints.len(),
             vantage.network,
             wanted.port
@@ -128,7 +130,9 @@ fn candidate(
     let own = endpoint.ports.get(&wanted.port).copied().unwrap_or(0);
     let tunnelled = workload.application_tunnel.is_some_and(|tunnel| wanted.waypoint || tunnel.port.is_some());
     let target_port = [own, service_target].into_iter().find(|port| *port != 0).or(tunnelled.then_some(wanted.port))?;
-    Some(Candidate { ip: Some(address(workload, wanted)?), workload: workload.clone(), target_port })
+    let ip = address(workload, wanted);
+    let named = wanted.names && workload.ips.is_empty() && !workload.hostname.is_empty();
+    (ip.is_some() || named).then(|| Candidate { ip, workload: workload.clone(), target_port })
 }
 
 /// The address asked for if it is the workload's, else one of the family asked for, else any the service allows.

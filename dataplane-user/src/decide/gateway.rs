@@ -172,8 +172,8 @@ fn waypoint_ref<'a>(
     source: SourceKind,
     rng: &mut impl FnMut() -> u64,
 ) -> Result<Option<(&'a Arc<Service>, u16)>, String> {
-    // An ingress gateway has run its own policies; the model carries no wish to run the waypoint's as well.
-    if matches!(source, SourceKind::Waypoint | SourceKind::Gateway) {
+    // An ingress gateway has run its own policies; the waypoint's run as well where the service wants that.
+    if source == SourceKind::Waypoint || source == SourceKind::Gateway && !service.ingress_use_waypoint {
         return Ok(None);
     }
     let Some(waypoint) = waypoint::of_service(service, rng) else {
@@ -196,7 +196,7 @@ fn members(
     rng: &mut impl FnMut() -> u64,
 ) -> Result<Vec<(SocketAddr, Arc<Workload>)>, String> {
     let vantage = Vantage::here(model);
-    let wanted = Wanted { service, port, asked: None, other_networks: false, waypoint };
+    let wanted = Wanted { service, port, asked: None, other_networks: false, names: false, waypoint };
     let mut left = eligible(model, &vantage, &wanted)?;
     // The records of waypoints do not say that they speak HBONE, yet all do.
     left.retain(|candidate| waypoint || candidate.workload.protocol == Protocol::Hbone);

@@ -15,7 +15,7 @@ mod waypoint;
 
 pub use gateway::{GatewayTarget, SourceKind, gateway, gateway_from, still_exported};
 pub use inbound::{InboundTarget, inbound};
-pub use outbound::{DecideError, GatewayCandidate, HboneRoute, NestedRoute, Outbound, outbound};
+pub use outbound::{DecideError, GatewayCandidate, HboneRoute, NamedRoute, NestedRoute, Outbound, outbound};
 pub use policy::{PolicyContext, PolicyVerdict, policy};
 pub use remote_pod::reserved;
 

@@ -26,10 +26,45 @@ pub enum Outbound {
         /// The service that was addressed.
         service: Option<Arc<Service>>,
     },
+    /// To an endpoint that is known by its host name; [`NamedRoute::resolved`] goes on from there.
+    Named(NamedRoute),
     /// Through a tunnel to a pod or waypoint of the own network.
     Hbone(HboneRoute),
     /// Through a gateway to another network, in a tunnel of its own.
     Nested(NestedRoute),
+}
+
+/// An endpoint of the own network without an address: its host name is resolved for each connection.
+#[derive(Debug, Clone)]
+pub struct NamedRoute {
+    /// The endpoint.
+    pub workload: Arc<Workload>,
+    /// Its target port.
+    pub port: u16,
+    /// The family that the application dialled, and prefers.
+    pub v4_first: bool,
+    /// The service that was addressed.
+    pub service: Arc<Service>,
+    source: Arc<Workload>,
+}
+
+impl NamedRoute {
+    /// Of the addresses that its name has the one to use: of the family dialled if there is one, else any that the service
+    /// allows.
+    #[must_use]
+    pub fn choose(&self, found: &[IpAddr], rng: &mut impl FnMut() -> u64) -> Option<IpAddr> {
+        let allowed = || found.iter().copied().filter(|ip| self.service.ip_families.accepts(*ip));
+        let first: Vec<IpAddr> = allowed().filter(|ip| ip.is_ipv4() == self.v4_first).collect();
+        let usable = if first.is_empty() { allowed().collect() } else { first };
+        let index = rng().checked_rem(usable.len() as u64)?;
+        usable.get(usize::try_from(index).ok()?).copied()
+    }
+
+    /// The route to one of its addresses.
+    #[must_use]
+    pub fn resolved(&self, ip: IpAddr) -> Outbound {
+        direct(&self.source, self.workload.clone(), SocketAddr::new(ip, self.port), Some(self.service.clone()))
+    }
 }
 
 /// A tunnel within the network.
@@ -190,6 +225,15 @@ pub fn outbound(
         (Some(service), _) => {
             let chosen = step.endpoint(service)?;
             let Some(ip) = chosen.ip else {
+                if chosen.workload.network == source.network {
+                    return Ok(Outbound::Named(NamedRoute {
+                        port: chosen.target_port,
+                        v4_first: destination.is_ipv4(),
+                        workload: chosen.workload,
+                        service: service.clone(),
+                        source: source.clone(),
+                    }));
+                }
                 return nested::route(model, &chosen.workload, service, port, None).map(Outbound::Nested);
             };
             let to = SocketAddr::new(ip, chosen.target_port);
@@ -207,7 +251,7 @@ pub fn outbound(
     {
         return step.through_waypoint(waypoint, None, &workload.uid);
     }
-    Ok(step.direct(workload, to, service))
+    Ok(direct(source, workload, to, service.cloned()))
 }
 
 /// To a destination that the mesh does not know.
@@ -236,6 +280,7 @@ impl<L: LoadView, R: FnMut() -> u64> Step<'_, L, R> {
             port: self.destination.port(),
             asked: Some(self.destination.ip()),
             other_networks: true,
+            names: true,
             waypoint: false,
         };
         eligible(self.model, &self.vantage, &wanted)
@@ -272,31 +317,30 @@ impl<L: LoadView, R: FnMut() -> u64> Step<'_, L, R> {
             to,
             authority: self.destination.to_string(),
             expected: ExpectedPeer::new(identities.chain([workload.identity.clone()])),
-            same_node: self.same_node(&workload),
+            same_node: same_node(self.source, &workload),
             workload,
             service: service.cloned(),
             waypoint: true,
         }))
     }
+}
 
-    fn direct(&self, workload: Arc<Workload>, to: SocketAddr, service: Option<&Arc<Service>>) -> Outbound {
-        let service = service.cloned();
-        if workload.protocol == Protocol::Tcp {
-            return Outbound::Plain { to, workload, service };
-        }
-        let identities = service.iter().flat_map(|s| s.identities.iter().cloned());
-        Outbound::Hbone(HboneRoute {
-            to: SocketAddr::new(to.ip(), HBONE_PORT),
-            authority: to.to_string(),
-            expected: ExpectedPeer::new(identities.chain([workload.identity.clone()])),
-            same_node: self.same_node(&workload),
-            workload,
-            service,
-            waypoint: false,
-        })
+fn direct(source: &Workload, workload: Arc<Workload>, to: SocketAddr, service: Option<Arc<Service>>) -> Outbound {
+    if workload.protocol == Protocol::Tcp {
+        return Outbound::Plain { to, workload, service };
     }
+    let identities = service.iter().flat_map(|s| s.identities.iter().cloned());
+    Outbound::Hbone(HboneRoute {
+        to: SocketAddr::new(to.ip(), HBONE_PORT),
+        authority: to.to_string(),
+        expected: ExpectedPeer::new(identities.chain([workload.identity.clone()])),
+        same_node: same_node(source, &workload),
+        workload,
+        service,
+        waypoint: false,
+    })
+}
 
-    fn same_node(&self, workload: &Workload) -> bool {
-        !workload.node.is_empty() && workload.node == self.source.node && workload.cluster == self.source.cluster
-    }
+fn same_node(source: &Workload, workload: &Workload) -> bool {
+    !workload.node.is_empty() && workload.node == source.node && workload.cluster == source.cluster
 }

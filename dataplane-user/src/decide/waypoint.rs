@@ -71,8 +71,14 @@ pub(super) fn pick(
             })
         }
         Some(Named::Service(service)) => {
-            let wanted =
-                Wanted { service, port: waypoint.port, asked: Some(asked), other_networks: true, waypoint: true };
+            let wanted = Wanted {
+                service,
+                port: waypoint.port,
+                asked: Some(asked),
+                other_networks: true,
+                names: false,
+                waypoint: true,
+            };
             let candidates = eligible(model, vantage, &wanted)?;
             let chosen = choose(candidates, vantage, service, avoid, load, rng)?;
             Ok(Waypoint {

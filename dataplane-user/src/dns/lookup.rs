@@ -65,7 +65,15 @@ pub fn find(model: &Model, client: &Workload, asked: &str) -> Option<Found> {
 /// The service of a host name. One without virtual addresses counts under the cluster's service domain only: elsewhere its
 /// endpoints' addresses are better known to whoever runs that name.
 fn service(model: &Model, client: &Workload, name: &str) -> Option<Arc<Service>> {
-    let service = model.service_by_host(name, &client.namespace)?;
+    let mut service = model.service_by_host(name, &client.namespace)?;
+    let preferred = &model.node.preferred_namespace;
+    if !preferred.is_empty()
+        && service.namespace != client.namespace
+        && !service.canonical
+        && let Some(other) = model.service(preferred, name).filter(|other| other.visible_to(&client.namespace))
+    {
+        service = other;
+    }
     let counts = !service.vips.is_empty() || is_service_name(model, name);
     counts.then(|| service.clone())
 }
@@ -119,19 +127,32 @@ pub fn name_of_address(model: &Model, client: &Workload, ip: IpAddr) -> Option<A
     nameable.then(|| service.hostname.clone())
 }
 
-/// The key, `namespace/hostname`, of the service that `asked` names by its form, if the model does not know it: below the
-/// cluster's service domain or the mesh's, with or without the name of a pod. Names of another form do not tell a namespace.
+/// Keys, `namespace/hostname`, of services that `asked` may mean by its form and the model does not know: as it stands, or with a
+/// search domain of the client behind it. Only names below the cluster's service domain or the mesh's tell a namespace.
 #[must_use]
-pub fn unknown_service(model: &Model, asked: &str) -> Option<String> {
-    let services = format!("svc.{}", model.node.cluster_domain);
-    let (inside, domain) = match (without(asked, &services), without(asked, MESH_DOMAIN)) {
-        (Some(inside), _) => (inside, services.as_str()),
+pub fn unknown_services(model: &Model, client: &Workload, asked: &str) -> Vec<String> {
+    let domain = &*model.node.cluster_domain;
+    let services = format!("svc.{domain}");
+    let own = format!("{}.{services}", client.namespace);
+    let stripped = [own.as_str(), &services, domain].into_iter().filter_map(|search| without(asked, search));
+    let mut found: Vec<String> = Vec::new();
+    for key in std::iter::once(asked).chain(stripped).filter_map(|name| unknown_service(model, name, &services)) {
+        if !found.contains(&key) {
+            found.push(key);
+        }
+    }
+    found
+}
+
+fn unknown_service(model: &Model, name: &str, services: &str) -> Option<String> {
+    let (inside, domain) = match (without(name, services), without(name, MESH_DOMAIN)) {
+        (Some(inside), _) => (inside, services),
         (None, Some(inside)) => (inside, MESH_DOMAIN),
         (None, None) => return None,
     };
     let mut labels = inside.rsplit('.');
-    let (namespace, name) = (labels.next()?, labels.next()?);
-    let host = format!("{name}.{namespace}.{domain}");
+    let (namespace, service) = (labels.next()?, labels.next()?);
+    let host = format!("{service}.{namespace}.{domain}");
     // A pod's name at most stands before it; anything longer was made of search domains.
     let fits = labels.count() <= 1 && model.services_by_host(&host).is_empty();
     fits.then(|| format!("{namespace}/{host}"))

@@ -14,7 +14,7 @@ use tokio::{net::TcpStream, sync::watch, time::timeout};
 pub use self::load::{Load, Slot};
 use crate::{
     decide::{self, GatewayTarget, SourceKind},
-    hbone::{Authority, Baggage, Cause, ConnError, Forwarded, Leg, Span, TraceParent, Walk, header},
+    hbone::{Authority, Baggage, Cause, ConnError, Forwarded, Leg, Span, TraceParent, Walk, advice, header},
     identity::{CertificateStore, PeerRole, SpiffeId},
     observe::{
         access_log::{AccessLog, Direction, Record},
@@ -180,7 +180,7 @@ impl Gateway {
             Ok(Ok(socket)) => socket,
             Ok(Err(error)) => {
                 self.load.failed(&workload.uid);
-                return Err(failed(&error));
+                return Err(failed(&advice::connect(&error)));
             }
             Err(_) => {
                 self.load.failed(&workload.uid);

@@ -133,7 +133,9 @@ fn normalise_host(host: &str) -> Option<String> {
             && label.len() <= 63
             && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
     });
-    (fits && labels_good).then(|| host.to_ascii_lowercase())
+    // "10.0.0.1." is no name: without its dot it would mean an address.
+    let is_address = host.parse::<IpAddr>().is_ok();
+    (fits && labels_good && !is_address).then(|| host.to_ascii_lowercase())
 }
 
 /// Keeps a hostile authority from filling the log.
@@ -177,7 +179,8 @@ mod tests {
         let no_port: Check = |e| matches!(e, AuthorityError::NoPort(_));
         let bad_port: Check = |e| matches!(e, AuthorityError::BadPort(_));
         let bad_host: Check = |e| matches!(e, AuthorityError::BadHost(_));
-        let rows: [(&str, Check); 20] = [
+        let rows: [(&str, Check); 21] = [
+            ("10.0.0.1.:80", bad_host),
             ("", |e| matches!(e, AuthorityError::Empty)),
             ("web", no_port),
             ("1.2.3.4", no_port),

@@ -2,6 +2,8 @@
 
 use std::{cell::Cell, fmt, time::Instant};
 
+use super::advice;
+
 /// The step of a connection at which it failed. Log lines, counters and the command line print the same words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Leg {
@@ -165,16 +167,10 @@ impl ConnError {
 
     /// A CONNECT that was answered with something other than 200.
     pub fn status(leg: Leg, peer: impl fmt::Display, status: u16) -> Self {
-        let reason = match status {
-            401 | 403 => format!("denied by the policy of the peer (status {status})"),
-            400 => "refused as malformed (status 400)".to_owned(),
-            503 => "the peer has no endpoint for it (status 503)".to_owned(),
-            other => format!("status {other}"),
-        };
         Self {
             leg,
             peer: peer.to_string(),
-            reason,
+            reason: advice::status(leg, status),
             status: Some(status),
             // 400 and 401 are verdicts on the request itself; asking elsewhere would only repeat them.
             retryable: status >= 500,

@@ -3,6 +3,7 @@
 //! Everything here turns bytes into values and back, needs no runtime and must survive any input: the tests feed it
 //! arbitrary bytes.
 
+pub mod advice;
 mod authority;
 mod baggage;
 mod causeway;

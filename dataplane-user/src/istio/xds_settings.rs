@@ -37,11 +37,15 @@ impl Environment {
         Self(std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect())
     }
 
-    pub(super) fn get(&self, name: &str) -> Option<&str> {
+    /// A variable that is set to something.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str).filter(|text| !text.is_empty())
     }
 
-    pub(super) fn or<'a>(&'a self, name: &str, default: &'a str) -> &'a str {
+    /// A variable, or what holds without it.
+    #[must_use]
+    pub fn or<'a>(&'a self, name: &str, default: &'a str) -> &'a str {
         self.get(name).unwrap_or(default)
     }
 

@@ -186,7 +186,7 @@ mod tests {
             "bytes_sent=0",
             "bytes_recv=0",
             "duration=0ms",
-            "error=\"connect to 10.0.0.2:15008: denied by the policy of the peer (status 401)\"",
+            "error=\"connect to 10.0.0.2:15008: denied by the policy of the peer (status 401); the log of its node names the policy\"",
             "leg=connect",
             "status=401",
             "client=10.0.0.9:1",

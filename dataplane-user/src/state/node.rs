@@ -204,6 +204,8 @@ pub struct NodeConfig {
     pub exclusions: Exclusions,
     /// Plaintext that arrives at an enrolled workload.
     pub plaintext_to_mesh: PlaintextToMesh,
+    /// The namespace whose service a name means that several have, if none of them is the client's or canonical; may be empty.
+    pub preferred_namespace: Arc<str>,
     /// Destinations outside the mesh.
     pub egress: Egress,
     /// The same for workloads whose enrolment says something else, by uid.

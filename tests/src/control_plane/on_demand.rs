@@ -42,7 +42,7 @@ impl Named {
             let aliases = aliases(resource);
             let names: Vec<&String> =
                 aliases.iter().chain([&resource.name]).filter(|n| self.names.contains(*n)).collect();
-            names.iter().for_each(|name| drop(missing.remove(*name)));
+            missing.retain(|name| !names.contains(&name));
             let unasked =
                 matches!(address(resource), Some(AddressType::Workload(workload)) if workload.node == self.node);
             if !names.is_empty() && matches!(address(resource), Some(AddressType::Service(_))) {

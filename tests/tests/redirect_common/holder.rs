@@ -62,7 +62,7 @@ impl Holder {
 
     /// Accepts `count` connections that were meant for `to`.
     pub fn accepting(node: &Node, listener: &TcpListener, count: usize, to: &str) -> Self {
-        let original = node.pins().join("v1/maps/ORIGINAL");
+        let original = node.layout().join("maps/ORIGINAL");
         let fd = listener.as_raw_fd();
         Self::start(&[&original.display().to_string(), &fd.to_string(), &count.to_string(), to], Some(fd))
     }

@@ -193,7 +193,12 @@ impl Node {
 
     /// Recorded connections that were neither accepted nor closed.
     pub fn pending_flows(&self) -> usize {
-        bpf::count::<48>(&bpf::pinned(&self.pins().join("v1/maps/FLOWS")).unwrap())
+        bpf::count::<48>(&bpf::pinned(&self.layout().join("maps/FLOWS")).unwrap())
+    }
+
+    /// Where objects of the layout of this build are pinned.
+    pub fn layout(&self) -> PathBuf {
+        self.pins().join(format!("v{}", causeway_ebpf::abi::LAYOUT_VERSION))
     }
 
     pub fn pins(&self) -> PathBuf {

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     dns::{
         answer::View,
-        lookup::unknown_service,
+        lookup::unknown_services,
         message::{Question, Transport},
     },
     observe::counters::Counters,
@@ -80,12 +80,12 @@ async fn decide(worker: &Worker, pod: &Pod, packet: &[u8], transport: Transport)
         return question.failure().map_or(Fate::Forward(None), Fate::Answered);
     };
     let mut search = Search::new(&worker.shared);
-    if search.is_needed()
-        && let Some(service) = unknown_service(&model, &question.name)
+    if search.is_needed() {
+        let services = unknown_services(&model, &workload, &question.name);
         // A question that nobody answers is forwarded: the cluster's own DNS knows the name, if anybody does.
-        && search.ask(service).await.is_ok()
-    {
-        model = worker.model();
+        if !services.is_empty() && search.ask(services).await.is_ok() {
+            model = worker.model();
+        }
     }
     let reserved = &worker.shared.reserved;
     let view = View { model: &model, client: &workload, reserved, now: Instant::now() };

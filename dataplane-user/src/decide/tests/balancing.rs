@@ -54,6 +54,7 @@ fn chosen(model: &Model) -> Vec<String> {
 const REMOTE: &str =
     ", locality: {region: r1, zone: z1}, protocol: HBONE, networkGateway: {destination: net2/172.30.2.1}";
 
+/// Load balancing, modes: rank by preferences.
 #[test]
 fn failover_uses_only_the_best_rank_present() {
     let best = "{mode: Failover, routingPreferences: [Network, Region, Zone], healthPolicy: OnlyHealthy}";
@@ -73,6 +74,7 @@ fn failover_uses_only_the_best_rank_present() {
     }
 }
 
+/// Load balancing, modes and scopes.
 #[test]
 fn modes_and_scopes() {
     /// Load balancer, endpoints, those chosen, why.
@@ -132,6 +134,74 @@ fn strict_without_a_match_has_no_upstream() {
     assert!(all.len() == 1 && all[0].contains("no endpoint matches all of [Node]"), "{all:?}");
 }
 
+/// Lookup, eligible endpoints and their target ports.
+#[test]
+fn endpoints_are_eligible_with_a_way_and_a_port() {
+    /// Fields of the one endpoint, its own mapping, where the connection goes or words of the error, why.
+    type Row = (&'static str, &'static str, Result<&'static str, &'static str>, &'static str);
+    let rows: [Row; 9] = [
+        ("", "{}", Ok("10.0.0.1:8080"), "the service's target port"),
+        ("", "{80: 9090}", Ok("10.0.0.1:9090"), "the endpoint's own mapping first"),
+        ("", "{80: 0}", Ok("10.0.0.1:8080"), "0 maps nothing"),
+        ("", "{81: 9090}", Ok("10.0.0.1:8080"), "a mapping of another port"),
+        (
+            ", applicationTunnel: {protocol: NONE, port: 7000}",
+            "{}",
+            Ok("10.0.0.1:8080"),
+            "the tunnel's port is the destination's affair",
+        ),
+        (", status: Unhealthy", "{}", Err("no healthy endpoint"), "not ready"),
+        (", capacity: 0", "{}", Err("have no capacity"), "without weight"),
+        (
+            ", network: net2, networkGateway: {destination: net2/172.30.2.1}",
+            "{}",
+            Ok("nested net2"),
+            "another network's with a gateway",
+        ),
+        (", network: net2", "{}", Err("or a gateway"), "another network's without one"),
+    ];
+    for (fields, mapping, expected, why) in rows {
+        let network = if fields.contains("network: net2") { "" } else { ", network: net1" };
+        let text = format!(
+            "workloads:\n- {{uid: client, namespace: ns, workloadIps: [10.1.0.1], network: net1}}\n\
+             - {{uid: a, namespace: ns, workloadIps: [10.0.0.1]{network}, services: {{ns/s.ns.svc: {mapping}}}{fields}}}\n\
+             services:\n- {{name: s, namespace: ns, hostname: s.ns.svc, vips: [net1/10.96.0.1], ports: {{80: 8080}}, subjectAltNames: [\"spiffe://td/ns/ns/sa/x\"]}}\n"
+        );
+        let model = model_with(&text, GATEWAY);
+        let result = outbound(&model, &workload(&model, "client"), address("10.96.0.1:80"), &[], &NoLoad, &mut rng(1));
+        let told = result.map(|route| match route {
+            Outbound::Plain { to, .. } => to.to_string(),
+            Outbound::Nested(route) => format!("nested {}", route.network),
+            other => format!("{other:?}"),
+        });
+        match (told, expected) {
+            (Ok(told), Ok(expected)) => assert_eq!(told, expected, "{why}"),
+            (Err(error), Err(words)) => assert!(error.to_string().contains(words), "{why}: {error}"),
+            (told, _) => panic!("{why}: {told:?}, expected {expected:?}"),
+        }
+    }
+    // Without a target port of the service: the endpoint's own, else the service port where a tunnel takes all.
+    for (mapping, tunnel, expected) in [
+        ("{80: 9090}", "", Ok(9090)),
+        ("{}", "", Err(())),
+        ("{}", ", applicationTunnel: {protocol: PROXY, port: 7000}", Ok(80)),
+    ] {
+        let text = format!(
+            "workloads:\n- {{uid: client, namespace: ns, workloadIps: [10.1.0.1], network: net1}}\n\
+             - {{uid: a, namespace: ns, workloadIps: [10.0.0.1], network: net1, services: {{ns/s.ns.svc: {mapping}}}{tunnel}}}\n\
+             services:\n- {{name: s, namespace: ns, hostname: s.ns.svc, vips: [net1/10.96.0.1], ports: {{80: 0}}}}\n"
+        );
+        let model = model(&text);
+        let result = outbound(&model, &workload(&model, "client"), address("10.96.0.1:80"), &[], &NoLoad, &mut rng(1));
+        let port = result.map_err(drop).map(|route| match route {
+            Outbound::Plain { to, .. } => to.port(),
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(port, expected, "{mapping}{tunnel}");
+    }
+}
+
+/// Load balancing: the draw by capacity.
 #[test]
 fn shares_follow_capacity_in_the_long_run() {
     let model = mesh("{}", &[("a", ", capacity: 1"), ("b", ", capacity: 3"), ("c", ", capacity: 1")]);
@@ -167,6 +237,7 @@ fn an_ejected_zone_falls_over_to_the_next() {
     assert_eq!(shares(&model, &load, 20), BTreeMap::from([("far".into(), 20)]));
 }
 
+/// Load balancing, choice of the address.
 #[test]
 fn address_of_the_family_asked_for_and_allowed() {
     let rows = [

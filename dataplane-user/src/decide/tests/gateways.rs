@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::*;
 use crate::hbone::Authority;
 use crate::identity::SpiffeId;
-use crate::state::SourceMatch;
+use crate::state::{Service, SourceMatch};
 
 const MESH: &str = r#"
 workloads:
@@ -54,6 +54,7 @@ fn forward(model: &Model, authority: &str, source: SourceKind) -> Result<BTreeSe
     Ok(target.candidates.iter().map(|(_, workload)| workload.uid.to_string()).collect())
 }
 
+/// Gateway role: what is accepted, what must be refused, picking a destination.
 #[test]
 fn what_is_forwarded_and_what_is_refused() {
     let model = model_with(MESH, EXPORTS);
@@ -101,6 +102,7 @@ fn what_is_forwarded_and_what_is_refused() {
     }
 }
 
+/// Gateway role, picking a destination, step 2.
 #[test]
 fn waypoint_is_skipped_for_those_that_ran_it() {
     let model = model_with(MESH, EXPORTS);
@@ -116,6 +118,7 @@ fn waypoint_is_skipped_for_those_that_ran_it() {
     }
 }
 
+/// The header that says what kind of proxy sends.
 #[test]
 fn claims_count_from_those_believed_only() {
     let exact = SourceMatch::Exact(peer());
@@ -135,6 +138,19 @@ fn claims_count_from_those_believed_only() {
     ];
     for (value, trusted, expected) in rows {
         assert_eq!(SourceKind::claimed(value, &peer(), trusted), expected, "{value:?} {trusted:?}");
+    }
+}
+
+/// Gateway role, picking a destination, step 2: what comes from an ingress gateway.
+#[test]
+fn ingress_uses_the_waypoint_of_a_service_that_wants_it() {
+    let read = model_with(MESH, EXPORTS);
+    let services = read.services().map(|service| Service { ingress_use_waypoint: true, ..(**service).clone() });
+    let workloads = read.workloads().map(|workload| (**workload).clone());
+    let model = Model::new(read.node.clone(), workloads.collect(), services.collect(), Vec::new());
+    for (source, expected) in [(SourceKind::Gateway, "w"), (SourceKind::Waypoint, "b")] {
+        let found = forward(&model, "fronted.ns.svc:80", source).unwrap();
+        assert_eq!(found, BTreeSet::from([expected.to_owned()]), "{source:?}");
     }
 }
 

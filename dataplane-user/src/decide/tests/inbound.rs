@@ -20,6 +20,7 @@ services:
 - {name: web, namespace: secret, hostname: web2.secret.svc, vips: [], ports: {80: 8080}, visibility: Namespace}
 "#;
 
+/// Inbound HBONE, steps 3 to 7.
 #[test]
 fn authorities_and_answers() {
     let model = model(MESH);

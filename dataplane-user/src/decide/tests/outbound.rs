@@ -41,6 +41,7 @@ fn short(result: Result<Outbound, DecideError>) -> String {
     match result {
         Ok(Outbound::Passthrough { to }) => format!("passthrough {to}"),
         Ok(Outbound::Plain { to, workload, .. }) => format!("plain {to} {}", workload.uid),
+        Ok(Outbound::Named(route)) => format!("named {}:{}", route.workload.hostname, route.port),
         Ok(Outbound::Hbone(route)) => format!(
             "hbone {} {}{}{}",
             route.to,
@@ -57,6 +58,7 @@ fn decide(model: &Model, from: &str, to: &str) -> Result<Outbound, DecideError> 
     outbound(model, &workload(model, from), address(to), &[], &NoLoad, &mut rng(7))
 }
 
+/// Outbound, steps 1 to 7.
 #[test]
 fn order_of_decisions() {
     let model = model(MESH);
@@ -107,6 +109,7 @@ fn order_of_decisions() {
     }
 }
 
+/// TLS, who must be who: the client's side.
 #[test]
 fn who_may_answer() {
     let model = model(MESH);
@@ -134,6 +137,7 @@ fn who_may_answer() {
     }
 }
 
+/// Nested HBONE, step 1: gateways.
 #[test]
 fn nested_route_knows_all_entry_points_and_trust_domains() {
     let extra = r#"
@@ -170,6 +174,7 @@ fn entry_points(gateway: &str, destination: &str) -> Result<Vec<String>, DecideE
     })
 }
 
+/// Nested HBONE, step 1: the gateway that a record names.
 #[test]
 fn gateway_of_a_record_is_found_in_every_form() {
     let workload = "- {uid: g, namespace: gw, serviceAccount: gw, workloadIps: [172.30.2.1], network: net2, hostname: gw.example.com}\n";
@@ -201,6 +206,34 @@ fn endpoints_already_tried_are_not_chosen_again() {
     assert!(matches!(result, Err(DecideError::NoUpstream { .. })), "{result:?}");
 }
 
+/// Load balancing, choice of the address: endpoints with a host name alone.
+#[test]
+fn endpoints_known_by_their_host_name_are_resolved_to_the_family_that_was_dialled() {
+    let endpoint = |protocol: &str| {
+        format!(
+            "- {{uid: named, namespace: ns, serviceAccount: ext, workloadIps: [], hostname: ext.example.com, protocol: {protocol}, network: net1, services: {{ns/ext.ns.svc: {{}}}}}}\n- {{uid: orphan,"
+        )
+    };
+    let service = "- {name: ext, namespace: ns, hostname: ext.ns.svc, vips: [net1/10.96.0.30, \"net1/fd00:96::30\"], ports: {443: 8443}FAMILIES}\n- {name: hidden,";
+    let found: Vec<std::net::IpAddr> = ["192.0.2.1", "2001:db8::1"].map(|text| text.parse().unwrap()).into();
+    let rows = [
+        ("TCP", "", "10.96.0.30:443", "plain 192.0.2.1:8443 named", "the family dialled"),
+        ("TCP", "", "[fd00:96::30]:443", "plain [2001:db8::1]:8443 named", "the family dialled"),
+        ("TCP", ", ipFamilies: IPv6", "10.96.0.30:443", "plain [2001:db8::1]:8443 named", "the family allowed"),
+        ("HBONE", "", "10.96.0.30:443", "hbone 192.0.2.1:15008 192.0.2.1:8443", "in a tunnel where it speaks HBONE"),
+    ];
+    for (protocol, families, to, expected, why) in rows {
+        let text = MESH.replace("- {uid: orphan,", &endpoint(protocol));
+        let model = model(&text.replace("- {name: hidden,", &service.replace("FAMILIES", families)));
+        let Ok(Outbound::Named(route)) = decide(&model, "client", to) else { panic!("{why}") };
+        assert_eq!((&*route.workload.hostname, route.port), ("ext.example.com", 8443), "{why}");
+        let ip = route.choose(&found, &mut rng(1)).unwrap();
+        assert_eq!(short(Ok(route.resolved(ip))), expected, "{why}");
+        assert_eq!(route.choose(&[], &mut rng(1)), None, "{why}");
+    }
+}
+
+/// Waypoints: never bypassed.
 #[test]
 fn waypoint_that_is_gone_is_an_error_and_never_bypassed() {
     // The waypoint's only endpoint is unhealthy.
@@ -210,6 +243,49 @@ fn waypoint_that_is_gone_is_an_error_and_never_bypassed() {
     assert!(matches!(result, Err(DecideError::Waypoint { .. })), "{result:?}");
 }
 
+#[test]
+fn another_instance_of_a_waypoint_is_tried_when_one_fails() {
+    let text = MESH.replace(
+        "- {uid: fronted,",
+        "- {uid: waypoint2, namespace: ns, serviceAccount: waypoint, workloadIps: [10.0.0.44], node: n2, network: net1, clusterId: c1, services: {ns/waypoint.ns.svc: {}}}\n- {uid: fronted,",
+    );
+    let model = model(&text);
+    let client = workload(&model, "client");
+    for (tried, expected) in [("waypoint", "10.0.0.44:15008"), ("waypoint2", "10.0.0.4:15008")] {
+        let result = outbound(&model, &client, address("10.96.0.4:80"), &[tried.into()], &NoLoad, &mut rng(1)).unwrap();
+        let Outbound::Hbone(route) = result else { panic!("{result:?}") };
+        assert_eq!(route.to.to_string(), expected);
+    }
+}
+
+/// Outbound, steps 3, 5 and 6: waypoints of other networks.
+#[test]
+fn waypoints_of_other_networks_are_reached_through_services_alone() {
+    let record = |service: &str| {
+        format!(
+            "- {{uid: net2/SplitHorizonWorkload/{service}, namespace: ns, workloadIps: [], protocol: HBONE, network: net2, \
+             networkGateway: {{destination: net2/172.30.2.1}}, services: {{ns/{service}.ns.svc: {{}}}}}}\n"
+        )
+    };
+    let text = MESH.replace("- {uid: orphan,", &format!("{}- {{uid: orphan,", record("farway")));
+    let text = text.replace(
+        "- {name: hidden,",
+        "- {name: farway, namespace: ns, hostname: farway.ns.svc, vips: [], ports: {15008: 15008}, subjectAltNames: [\"spiffe://td/ns/ns/sa/farway\"]}\n- {name: behind, namespace: ns, hostname: behind.ns.svc, vips: [net1/10.96.0.20], ports: {80: 8080}, subjectAltNames: [\"spiffe://td/ns/ns/sa/behind\"], waypoint: {destination: ns/farway.ns.svc}}\n- {name: hidden,",
+    );
+    let text = text.replace(
+        "- {uid: shared,",
+        "- {uid: alone, namespace: ns, workloadIps: [10.0.0.66], protocol: HBONE, network: net1, waypoint: {destination: ns/farway.ns.svc}}\n- {uid: shared,",
+    );
+    let model = model(&text);
+    let Ok(Outbound::Nested(route)) = decide(&model, "client", "10.96.0.20:80") else { panic!() };
+    let told = (route.authority.as_str(), route.expected.to_string(), &*route.workload.uid);
+    let wanted = ("behind.ns.svc:80", "spiffe://td/ns/ns/sa/farway".to_owned(), "net2/SplitHorizonWorkload/farway");
+    assert_eq!(told, wanted, "the service is named, the waypoint answers");
+    let result = decide(&model, "client", "10.0.0.66:80");
+    assert!(matches!(result, Err(DecideError::ForeignWithoutService(_))), "{result:?}");
+}
+
+/// Waypoints: by weight.
 #[test]
 fn weighted_waypoints_share_connections_by_weight() {
     let text = MESH.replace(

@@ -35,6 +35,7 @@ fn one(action: &str, rules: &str) -> String {
     format!("- {{name: p, namespace: root, scope: Global, action: {action}, dryRun: false, rules: {rules}}}\n")
 }
 
+/// Policy, order.
 #[test]
 fn order_of_actions() {
     let hit = "[[[{destinationPorts: [80]}]]]";
@@ -69,6 +70,7 @@ fn dry_run_policies_are_told() {
     assert_eq!(ask(&mesh(text, ""), &CLIENT).dry_run, [Arc::from("root/d")]);
 }
 
+/// Policy, matching: how rules, clauses and matches combine.
 #[test]
 fn structure_of_rules() {
     let (hit, miss) = ("{destinationPorts: [80]}", "{destinationPorts: [81]}");
@@ -92,6 +94,7 @@ fn structure_of_rules() {
     }
 }
 
+/// Policy, matching: fields; STRICT mutual TLS.
 #[test]
 fn fields() {
     let other = Peer { identity: "spiffe://td2/ns/other/sa/x", ip: "192.168.0.1", port: 81 };
@@ -151,6 +154,7 @@ fn fields() {
     }
 }
 
+/// Policy, which ones apply.
 #[test]
 fn scopes() {
     let deny = |namespace: &str, scope: &str| {
@@ -178,6 +182,7 @@ fn with_unknown(name: &str) -> Model {
     Model::new(known.node.clone(), vec![own], Vec::new(), Vec::new())
 }
 
+/// Policy, which ones apply: those that are not known.
 #[test]
 fn unknown_listed_policies_fail_closed() {
     let rows = [

@@ -226,6 +226,22 @@ fn mesh_names_work_as_they_stand_also_when_several_services_have_them() {
 }
 
 #[test]
+fn of_several_services_none_of_which_is_the_clients_the_preferred_namespaces_counts() {
+    let name = "both.shop.mesh.internal";
+    let hosts = ["bank", "attic", "zoo"].map(|namespace| {
+        format!("- {{name: both, namespace: {namespace}, hostname: three.mesh.internal, vips: [net1/240.240.1.{}], ports: {{\"80\": 80}}}}\n", namespace.len())
+    });
+    let text = MESH.replace("services:\n- {name: web,", &format!("services:\n{}- {{name: web,", hosts.concat()));
+    for (preferred, expected) in [("", "240.240.1.5"), ("zoo", "240.240.1.3"), ("nowhere", "240.240.1.5")] {
+        let defaults = file::Defaults { preferred_namespace: preferred.into(), ..file::Defaults::default() };
+        let model = file::parse_with(&text, Path::new("model.yaml"), &defaults).unwrap();
+        let mesh = Mesh { model, reserved: Reserved::default() };
+        assert_eq!(mesh.data("three.mesh.internal", Kind::A), Some(ips(&[expected])), "{preferred:?}");
+        assert_eq!(mesh.data(name, Kind::A), Some(ips(&["240.240.0.5"])), "the client's own always counts first");
+    }
+}
+
+#[test]
 fn allocated_addresses_of_external_names_are_given_in_both_families() {
     check(&[
         ("api.example.com", Kind::A, Some(&["240.240.0.1"]), "allocated"),
@@ -278,17 +294,23 @@ fn addresses_of_services_have_names() {
 
 #[test]
 fn services_that_names_tell_by_their_form_can_be_asked_for() {
-    let model = Mesh::new().model;
-    for (asked, expected, why) in [
-        ("new.shop.svc.cluster.local", Some("shop/new.shop.svc.cluster.local"), "a service"),
-        ("p-0.new.shop.svc.cluster.local", Some("shop/new.shop.svc.cluster.local"), "a pod of one"),
-        ("new.shop.mesh.internal", Some("shop/new.shop.mesh.internal"), "a service of any cluster"),
-        ("web.shop.svc.cluster.local", None, "known"),
-        ("db-9.db.shop.svc.cluster.local", None, "a pod of a known one"),
-        ("www.example.com", None, "no namespace in it"),
-        ("shop.svc.cluster.local", None, "a namespace alone"),
-        ("www.example.com.shop.svc.cluster.local", None, "a name with a search domain behind it"),
-    ] {
-        assert_eq!(lookup::unknown_service(&model, asked).as_deref(), expected, "{asked}: {why}");
+    let mesh = Mesh::new();
+    let rows: [(&str, &[&str], &str); 9] = [
+        ("new.shop.svc.cluster.local", &["shop/new.shop.svc.cluster.local"], "a service"),
+        ("p-0.new.shop.svc.cluster.local", &["shop/new.shop.svc.cluster.local"], "a pod of one"),
+        ("new.shop.mesh.internal", &["shop/new.shop.mesh.internal"], "a service of any cluster"),
+        (
+            "new.bank.svc.cluster.local.shop.svc.cluster.local",
+            &["bank/new.bank.svc.cluster.local"],
+            "and a search domain",
+        ),
+        ("web.shop.svc.cluster.local", &[], "known"),
+        ("db-9.db.shop.svc.cluster.local", &[], "a pod of a known one"),
+        ("www.example.com", &[], "no namespace in it"),
+        ("shop.svc.cluster.local", &[], "a namespace alone"),
+        ("www.example.com.shop.svc.cluster.local", &[], "a foreign name and a search domain"),
+    ];
+    for (asked, expected, why) in rows {
+        assert_eq!(lookup::unknown_services(&mesh.model, mesh.view().client, asked), expected, "{asked}: {why}");
     }
 }

@@ -63,6 +63,7 @@ pub(super) fn node(raw: &raw::Node, base: &Path, problems: &mut Problems) -> Opt
             raw::PlaintextToMesh::Allow => PlaintextToMesh::Allow,
             raw::PlaintextToMesh::Refuse => PlaintextToMesh::Refuse,
         },
+        preferred_namespace: raw.preferred_namespace.as_str().into(),
         egress: egress(raw.outbound, &raw.outbound_allowed, &place, problems),
         egress_of: egress_of(raw, &place.key("enrol"), problems),
         control_plane,
@@ -182,7 +183,7 @@ fn enrolments(raw: &[raw::Enrolment], base: &Path, place: &Place, problems: &mut
                     raw::Existing::Keep => ExistingConnections::Keep,
                     raw::Existing::Close => ExistingConnections::Close,
                 },
-                dns: entry.dns,
+                dns: entry.dns.unwrap_or(true),
             }
         })
         .collect()

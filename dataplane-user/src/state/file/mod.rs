@@ -24,12 +24,47 @@ pub use watch::{Watch, read};
 use super::Model;
 use locate::{Place, locate};
 
-/// Reads a model. Relative paths in it are relative to the folder of `path`.
+/// What holds where the file says nothing; empty text is nothing, too.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Defaults {
+    /// `node`.
+    pub node: String,
+    /// `cluster`.
+    pub cluster: String,
+    /// `network`.
+    pub network: String,
+    /// `trustDomain`.
+    pub trust_domain: String,
+    /// `clusterDomain`.
+    pub cluster_domain: String,
+    /// The namespace whose service a name means that several have, if none of them is the client's or canonical.
+    pub preferred_namespace: String,
+    /// `dns` of enrolments.
+    pub dns: bool,
+}
+
+impl Default for Defaults {
+    fn default() -> Self {
+        let [node, cluster, network, trust_domain, cluster_domain, preferred_namespace] = Default::default();
+        Self { node, cluster, network, trust_domain, cluster_domain, preferred_namespace, dns: true }
+    }
+}
+
+/// [`parse_with`] for a file that has to say everything.
 ///
 /// # Errors
 /// All problems found, each with line, column, field and remedy.
 pub fn parse(text: &str, path: &Path) -> Result<Model, ModelError> {
-    let raw: raw::File = serde_yaml_ng::from_str(text).map_err(|error| ModelError::syntax(path, &error))?;
+    parse_with(text, path, &Defaults::default())
+}
+
+/// Reads a model. Relative paths in it are relative to the folder of `path`.
+///
+/// # Errors
+/// All problems found, each with line, column, field and remedy.
+pub fn parse_with(text: &str, path: &Path, defaults: &Defaults) -> Result<Model, ModelError> {
+    let mut raw: raw::File = serde_yaml_ng::from_str(text).map_err(|error| ModelError::syntax(path, &error))?;
+    raw.causeway.fill(defaults);
     let mut problems = Problems::default();
     let base = path.parent().unwrap_or(Path::new(""));
     let model = convert::model(&raw, base, &mut problems);

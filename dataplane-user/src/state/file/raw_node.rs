@@ -3,22 +3,25 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::Defaults;
+
 /// What this node does.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Node {
-    /// Name of this node, as its workloads carry it.
+    /// Name of this node, as its workloads carry it; without it, NODE_NAME of the environment.
+    #[serde(default)]
     pub(super) node: String,
-    /// Name of the own cluster.
+    /// Name of the own cluster; without it, CLUSTER_ID of the environment.
     #[serde(default)]
     pub(super) cluster: String,
-    /// Name of the own network.
+    /// Name of the own network; without it, NETWORK of the environment.
     #[serde(default)]
     pub(super) network: String,
-    /// Own trust domain; without it, cluster.local.
+    /// Own trust domain; without it, TRUST_DOMAIN of the environment, else cluster.local.
     #[serde(default)]
     pub(super) trust_domain: String,
-    /// Domain of the cluster's service names; without it, cluster.local.
+    /// Domain of the cluster's service names; without it, CLUSTER_DOMAIN of the environment, else cluster.local.
     #[serde(default)]
     pub(super) cluster_domain: String,
     /// Where certificates come from; without it, from the authority of controlPlane.
@@ -54,6 +57,9 @@ pub(super) struct Node {
     /// With outbound: registry-only, destinations outside the mesh that may be reached all the same.
     #[serde(default)]
     pub(super) outbound_allowed: Vec<AllowedRange>,
+    /// Of the environment alone.
+    #[serde(skip)]
+    pub(super) preferred_namespace: String,
     /// The access log.
     #[serde(default)]
     pub(super) log: Log,
@@ -158,9 +164,10 @@ pub(super) struct Enrolment {
     /// Whether connections that are open at that time live on.
     #[serde(default)]
     pub(super) existing: Existing,
-    /// Whether its DNS queries are captured; without it, they are.
-    #[serde(default = "yes")]
-    pub(super) dns: bool,
+    /// Whether its DNS queries are captured; without it, they are, unless ISTIO_META_DNS_CAPTURE of the environment says
+    /// otherwise.
+    #[serde(default)]
+    pub(super) dns: Option<bool>,
     /// Instead of the node's.
     #[serde(default)]
     pub(super) outbound: Option<OutboundMode>,
@@ -169,8 +176,25 @@ pub(super) struct Enrolment {
     pub(super) outbound_allowed: Option<Vec<AllowedRange>>,
 }
 
-fn yes() -> bool {
-    true
+impl Node {
+    /// Puts in what the file leaves out.
+    pub(super) fn fill(&mut self, defaults: &Defaults) {
+        for (value, default) in [
+            (&mut self.node, &defaults.node),
+            (&mut self.cluster, &defaults.cluster),
+            (&mut self.network, &defaults.network),
+            (&mut self.trust_domain, &defaults.trust_domain),
+            (&mut self.cluster_domain, &defaults.cluster_domain),
+        ] {
+            if value.is_empty() {
+                value.clone_from(default);
+            }
+        }
+        self.preferred_namespace.clone_from(&defaults.preferred_namespace);
+        for enrolment in &mut self.enrol {
+            enrolment.dns.get_or_insert(defaults.dns);
+        }
+    }
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

@@ -261,6 +261,28 @@ fn the_line_is_that_of_the_value() {
 }
 
 #[test]
+fn what_the_file_leaves_out_is_the_environments_and_what_it_says_is_its_own() {
+    let defaults = Defaults {
+        node: "n9".into(),
+        cluster: "c9".into(),
+        network: "net9".into(),
+        trust_domain: "td9".into(),
+        cluster_domain: "c9.local".into(),
+        preferred_namespace: "shop".into(),
+        dns: false,
+    };
+    let with = |text: &str| parse_with(text, Path::new("m.yaml"), &defaults).unwrap_or_else(|error| panic!("{error}"));
+    let node = with("causeway: {identity: {caDirectory: x}, controlPlane: {address: a}, enrol: [{workload: w, netns: a}, {workload: v, netns: b, dns: true}]}").node.clone();
+    let told = [&*node.node, &*node.cluster, &*node.network, node.trust_domain(), &*node.cluster_domain];
+    assert_eq!(told, ["n9", "c9", "net9", "td9", "c9.local"]);
+    assert_eq!((&*node.preferred_namespace, node.enrol[0].dns, node.enrol[1].dns), ("shop", false, true));
+    let own = with(GOOD).node.clone();
+    let told = [&*own.node, &*own.cluster, &*own.network, own.trust_domain(), &*own.cluster_domain];
+    assert_eq!(told, ["c1n1", "cluster1", "network1", "cluster.local", "c9.local"]);
+    assert!(read("causeway: {identity: {caDirectory: x}}").is_err(), "without either the node has no name");
+}
+
+#[test]
 fn all_problems_are_reported_together() {
     let text = GOOD.replace("[\"10.244.1.2\"]", "[\"x\"]").replace("[\"network1/10.96.0.10\"]", "[\"y\"]");
     assert_eq!(read(&text).unwrap_err().problems.len(), 2);
