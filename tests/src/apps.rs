@@ -125,9 +125,9 @@ fn table_has(path: &Path, port: u16) -> bool {
     })
 }
 
-/// Whether curl met a reset: while it connected, or when it read.
+/// Whether curl met a reset: while it connected, when it wrote, or when it read.
 pub fn was_reset(curl: &Finished) -> bool {
-    matches!(curl.status.code(), Some(7 | 56))
+    matches!(curl.status.code(), Some(7 | 55 | 56))
 }
 
 /// Whether an echo server answers a program of the pod.
