@@ -59,7 +59,7 @@ fn is_gateway(workload: &Value) -> bool {
 }
 
 /// Services with the pods of `default/web`, so that no fault is hidden by tunnels of the connection before.
-const FRESH: [&str; 5] = ["default/f0", "default/f1", "default/f2", "default/f3", "default/f4"];
+const FRESH: [&str; 6] = ["default/f0", "default/f1", "default/f2", "default/f3", "default/f4", "default/f5"];
 
 #[test]
 fn each_fault_leaves_one_line_with_its_leg_and_a_remedy() {
@@ -145,24 +145,29 @@ fn each_fault_leaves_one_line_with_its_leg_and_a_remedy() {
     let line = fails(&stage, &client, node, &fresh[2]);
     check(&line, "resolve", &["in network \\\"network1\\\"", "or a gateway"], "wrong network label");
 
-    // The gateway is published at an address that nothing answers at.
-    change(&stage, node, |model| {
-        edit_workloads(model, is_gateway, |record| record["workloadIps"] = json!(["198.51.100.9"]));
-        edit_workloads(
-            model,
-            |workload| workload["networkGateway"].is_object(),
-            |workload| workload["networkGateway"]["destination"] = json!("network2/198.51.100.9"),
-        );
-    });
-    let line = fails(&stage, &client, node, &fresh[3]);
-    check(&line, "outer-tcp", &["198.51.100.9:15008", "check routes and the address that is published"], "no route");
+    // The gateway is published at an address that nobody has, and at one from which nothing comes back.
+    let nobody = stage.topology.node_ip(stage.gateway_node).to_string().replace("172.30.2.1", "172.30.2.99");
+    let addresses =
+        [(&nobody, "check routes and the address that is published"), (&"198.51.100.9".to_owned(), "firewall")];
+    for ((address, remedy), to) in addresses.into_iter().zip(&fresh[3..]) {
+        change(&stage, node, |model| {
+            edit_workloads(model, is_gateway, |record| record["workloadIps"] = json!([address]));
+            edit_workloads(
+                model,
+                |workload| workload["networkGateway"].is_object(),
+                |workload| workload["networkGateway"]["destination"] = json!(format!("network2/{address}")),
+            );
+        });
+        let line = fails(&stage, &client, node, to);
+        check(&line, "outer-tcp", &[&format!("{address}:15008"), remedy], "no way to the gateway");
+    }
     change(&stage, node, |_| {});
     stage.curl(&client, &web).unwrap();
 
     // The gateway's daemon is gone.
     let gateway = format!("{}:15008", stage.topology.node_ip(stage.gateway_node));
     stage.topology.kill_daemon(stage.gateway_node).unwrap();
-    let line = fails(&stage, &client, node, &fresh[4]);
+    let line = fails(&stage, &client, node, &fresh[5]);
     check(&line, "outer-tcp", &[&gateway, "Connection refused", "is it running?"], "gateway down");
 }
 

@@ -33,7 +33,7 @@ fn random_bytes_and_damaged_recordings_never_panic_or_stall() {
             }
             1 => {
                 let bytes: Vec<u8> =
-                    (0..random.below(300)).map(|_| u8::try_from(random.next() & 0xff).unwrap()).collect();
+                    (0..random.below(300)).map(|_| u8::try_from(random.number() & 0xff).unwrap()).collect();
                 let mut response = recordings[random.below(recordings.len())].clone();
                 response.type_url = TYPES[random.below(2)].to_owned();
                 for resource in &mut response.resources {

@@ -64,7 +64,7 @@ fn authorities_of_any_form_never_panic_and_lead_nowhere_but_to_the_mesh() {
         if let Ok(target) = decide::inbound(&model, &own, local, &authority, Some(&peer)) {
             assert!(target.address == local.ip() && ![15001, 15006, 15008, 0].contains(&target.port), "{authority}");
         }
-        let forwarded = decide::gateway(&model, &authority, &peer, &decide::NoLoad, &mut || random.next());
+        let forwarded = decide::gateway(&model, &authority, &peer, &decide::NoLoad, &mut || random.number());
         assert!(forwarded.is_err(), "nothing is exported: {authority}");
     });
 }

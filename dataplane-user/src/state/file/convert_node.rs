@@ -30,6 +30,13 @@ pub(super) fn node(raw: &raw::Node, base: &Path, problems: &mut Problems) -> Opt
     trust_domain_name(trust_domain, &place.key("trustDomain"), problems);
     let control_plane = raw.control_plane.as_ref().map(|plane| control_plane(plane, base));
     let identity = store(&raw.identity, control_plane.is_some(), trust_domain, base, &place.key("identity"), problems);
+    if raw.control_plane.as_ref().is_some_and(|plane| plane.on_demand) && raw.exports.iter().any(|text| text == "*") {
+        problems.add(
+            &place.key("exports"),
+            "exports all services of a mesh that is known on demand only",
+            "name each service: what is not named is never asked for",
+        );
+    }
     let role = raw.gateway.as_ref().map(|role| gateway_role(role, trust_domain, &place.key("gateway"), problems));
     Some(NodeConfig {
         node: required(&raw.node, &place.key("node"), problems),

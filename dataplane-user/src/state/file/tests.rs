@@ -224,6 +224,12 @@ const MISTAKES: &[Mistake] = &[
         "is not an address range",
     ),
     (
+        "exports: [\"default/web.default.svc.cluster.local\"]",
+        "exports: [\"*\"]\n  controlPlane: {address: a, onDemand: true}",
+        "causeway.exports",
+        "known on demand only",
+    ),
+    (
         "cgroup: /sys/fs/cgroup/x",
         "outbound: registry-only, outboundAllowed: [{cidr: 10.0.0.1, ports: [0]}]",
         "causeway.enrol[0].outboundAllowed[0].ports",
