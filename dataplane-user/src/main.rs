@@ -6,6 +6,11 @@ use causeway::ctl::show::List;
 use causeway::{agent, ctl, observe, redirect};
 use clap::{Parser, Subcommand};
 
+/// musl has one lock around its allocator; workers share nothing else.
+#[cfg(target_env = "musl")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// eBPF-accelerated redirection dataplane for ambient multicluster meshes.
 #[derive(Parser)]
 #[command(version, about)]

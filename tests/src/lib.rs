@@ -27,6 +27,7 @@ pub mod bench;
 pub mod capture;
 pub mod certificates;
 pub mod cgroup;
+pub mod clusters;
 pub mod control_plane;
 pub mod daemon;
 pub mod demo;

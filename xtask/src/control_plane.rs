@@ -1,4 +1,4 @@
-//! A real control plane for the tests: etcd from the distribution, kube-apiserver and istiod built with Go, once.
+//! A real control plane for tests and clusters: etcd from the distribution, Kubernetes and istiod built with Go, once.
 
 use crate::{Result, packages, paths, sh};
 use std::fs;
@@ -8,10 +8,14 @@ use std::process::Command;
 /// The Kubernetes release in `tests/go/kube/go.mod`; the API server tells it to its clients.
 const KUBERNETES: &str = "1.35.4";
 
-/// Data files of the istio module: the kinds that istiod reads.
+/// Data files of the istio module: the kinds that istiod reads, and the charts it is installed with.
 const DATA: &[(&str, &str)] = &[
     ("manifests/charts/base/files/crd-all.gen.yaml", "istio-crds.yaml"),
     ("tests/integration/pilot/testdata/gateway-api-crd.yaml", "gateway-crds.yaml"),
+    ("manifests/charts/base", "charts/base"),
+    ("manifests/charts/istio-control/istio-discovery", "charts/istio-discovery"),
+    ("manifests/charts/istio-cni", "charts/istio-cni"),
+    ("manifests/charts/ztunnel", "charts/ztunnel"),
 ];
 
 /// The programs: folder below `tests/go` and of the result.
@@ -38,13 +42,13 @@ pub fn install() -> Result<()> {
         if is_current(program) {
             continue;
         }
-        let go = go().ok_or("Go is needed for kube-apiserver and istiod; install it from https://go.dev/dl")?;
-        build(&go, program)?;
+        build(&go()?, program)?;
     }
     Ok(())
 }
 
-fn folder() -> PathBuf {
+/// Where the programs and the data files are.
+pub fn folder() -> PathBuf {
     paths::tools().join("control-plane")
 }
 
@@ -53,8 +57,10 @@ fn source(program: &str) -> PathBuf {
 }
 
 /// What decides whether a program has to be built again.
-fn version(program: &str) -> String {
-    ["go.mod", "main.go"].map(|file| fs::read_to_string(source(program).join(file)).unwrap_or_default()).concat()
+pub fn version(program: &str) -> String {
+    let sources = ["go.mod", "main.go"].map(|file| fs::read_to_string(source(program).join(file)).unwrap_or_default());
+    let data: Vec<&str> = DATA.iter().map(|(from, _)| *from).collect();
+    format!("{}{data:?}", sources.concat())
 }
 
 fn is_current(program: &str) -> bool {
@@ -63,9 +69,16 @@ fn is_current(program: &str) -> bool {
 }
 
 /// Go on the search path, or where its own archive puts it.
-fn go() -> Option<PathBuf> {
+///
+/// # Errors
+/// If it is in neither place.
+pub fn go() -> Result<PathBuf> {
     let usual = Path::new("/usr/local/go/bin/go");
-    if sh::has_program("go") { Some("go".into()) } else { usual.is_file().then(|| usual.to_owned()) }
+    if sh::has_program("go") {
+        return Ok("go".into());
+    }
+    let found = usual.is_file().then(|| usual.to_owned());
+    found.ok_or_else(|| "Go is needed to build Kubernetes and istiod; install it from https://go.dev/dl".to_owned())
 }
 
 fn build(go: &Path, program: &str) -> Result<()> {
@@ -91,7 +104,7 @@ fn build(go: &Path, program: &str) -> Result<()> {
     fs::write(&path, version(program)).map_err(|error| format!("cannot write {}: {error}", path.display()))
 }
 
-/// The kinds of Istio and of the Gateway API, from where Go keeps the module.
+/// What else comes from the istio module, from where Go keeps it.
 fn copy_data(go: &Path, source: &Path, folder: &Path) -> Result<()> {
     let listed = Command::new(go)
         .args(["list", "-m", "-f", "{{.Dir}}", "istio.io/istio"])
@@ -99,11 +112,18 @@ fn copy_data(go: &Path, source: &Path, folder: &Path) -> Result<()> {
         .output()
         .map_err(|error| format!("cannot start go: {error}"))?;
     let module = PathBuf::from(String::from_utf8_lossy(&listed.stdout).trim());
-    for (from, to) in DATA {
-        let from = module.join(from);
-        let text = fs::read(&from).map_err(|error| format!("cannot read {}: {error}", from.display()))?;
-        let to = folder.join(to);
-        fs::write(&to, text).map_err(|error| format!("cannot write {}: {error}", to.display()))?;
+    DATA.iter().try_for_each(|(from, to)| copy(&module.join(from), &folder.join(to)))
+}
+
+/// Copies a file or a folder; by content alone, because Go's module folder is read-only.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let failed = |error: std::io::Error| format!("cannot copy {} to {}: {error}", from.display(), to.display());
+    if !from.is_dir() {
+        return fs::read(from).and_then(|text| fs::write(to, text)).map_err(failed);
+    }
+    fs::create_dir_all(to).map_err(failed)?;
+    for entry in fs::read_dir(from).map_err(failed)?.flatten() {
+        copy(&entry.path(), &to.join(entry.file_name()))?;
     }
     Ok(())
 }

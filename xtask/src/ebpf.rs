@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use toolchain::Kind;
 
 /// Raised when flags below change, so that old objects are not taken for current.
-const RECIPE: u32 = 1;
+const RECIPE: u32 = 2;
 
 const TARGET: &str = "bpfel-unknown-none";
 
@@ -36,7 +36,7 @@ pub fn build() -> Result<()> {
         .current_dir(paths::root())
         .env("PATH", search_path(&toolchain.linker))
         // BTF carries the types of the socket-storage maps; the loader cannot create them without it.
-        .env("RUSTFLAGS", "-C debuginfo=2 -C link-arg=--btf")
+        .env("CARGO_ENCODED_RUSTFLAGS", paths::flags(&["-Cdebuginfo=2", "-Clink-arg=--btf"]))
         .env("CARGO_PROFILE_RELEASE_DEBUG", "2");
     if toolchain.kind == Kind::Nightly {
         command.args(["-Z", "build-std=core"]);

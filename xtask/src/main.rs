@@ -1,9 +1,11 @@
 //! `cargo xtask`: everything a newcomer or a CI machine needs, from installing packages to the closing line of the tests.
 //! Each command does what it needs first, so any of them may be the first one ever run in a fresh clone.
 
+mod cluster;
 mod control_plane;
 mod ebpf;
 mod envoy;
+mod image;
 mod kernels;
 mod lint;
 mod packages;
@@ -72,6 +74,20 @@ enum Command {
         #[arg(long)]
         scale: bool,
     },
+    /// Real Kubernetes clusters on this machine
+    Cluster {
+        #[command(subcommand)]
+        action: cluster::Action,
+    },
+    /// Write the daemon as an image that every container runtime imports
+    Image {
+        /// Registry, name and tag; without it the tag names the commit
+        #[arg(long)]
+        name: Option<String>,
+        /// Where to write the archive
+        #[arg(long)]
+        out: Option<std::path::PathBuf>,
+    },
     /// Say what the running kernel supports, feature by feature
     Probe,
     /// Check import arrows between rooms and file sizes
@@ -126,6 +142,8 @@ fn run(command: Command) -> Result<ExitCode> {
             build()?;
             return program("causeway", &["probe"]);
         }
+        Command::Cluster { action } => cluster::run(action)?,
+        Command::Image { name, out } => image::run(name.as_deref(), out.as_deref())?,
         Command::Lint => lint::run()?,
     }
     Ok(ExitCode::SUCCESS)

@@ -30,3 +30,19 @@ pub fn tools() -> PathBuf {
 pub fn ebpf_object() -> PathBuf {
     root().join("target").join("ebpf").join("causeway-ebpf.o")
 }
+
+/// Compiler flags in the form in which they may hold blanks, with those that keep this machine's folders out of what is
+/// built: the same sources give the same bytes wherever they stand.
+pub fn flags(own: &[&str]) -> String {
+    let cargo = std::env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| {
+        let home = std::env::var_os("HOME")?;
+        Some(PathBuf::from(home).join(".cargo"))
+    });
+    let mut flags: Vec<String> = own.iter().map(|flag| (*flag).to_owned()).collect();
+    // The last that fits counts, and the target folder may be outside of the workspace.
+    let places = [(cargo, "/cargo"), (Some(root()), "/causeway"), (Some(target()), "/causeway/target")];
+    for (from, to) in places {
+        flags.extend(from.map(|from| format!("--remap-path-prefix={}={to}", from.display())));
+    }
+    flags.join("\u{1f}")
+}

@@ -1,6 +1,6 @@
 //! `cargo xtask setup`: everything that must be on the machine, found or installed; under a second when it is.
 
-use crate::{Result, control_plane, ebpf, envoy, packages, sh, toolchain};
+use crate::{Result, cluster, control_plane, ebpf, envoy, packages, sh, toolchain};
 
 /// Finds or installs the programs, the eBPF toolchain and Envoy.
 ///
@@ -26,6 +26,8 @@ pub fn run() -> Result<()> {
 pub enum Extra {
     /// etcd, kube-apiserver and istiod: Go and some minutes, once
     ControlPlane,
+    /// Clusters with kubelets: the above, containerd, Helm and images, once
+    Kubernetes,
 }
 
 /// Installs what was asked for.
@@ -35,6 +37,9 @@ pub enum Extra {
 pub fn extras(with: &[Extra]) -> Result<()> {
     if with.contains(&Extra::ControlPlane) {
         control_plane::install()?;
+    }
+    if with.contains(&Extra::Kubernetes) {
+        cluster::install()?;
     }
     Ok(())
 }

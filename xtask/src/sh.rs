@@ -99,7 +99,8 @@ pub fn tee(command: &mut Command, mut see: impl FnMut(&str)) -> Result<ExitStatu
     child.wait().map_err(|error| format!("waiting for {program}: {error}"))
 }
 
-fn tail(path: &std::path::Path, lines: usize) -> Vec<String> {
+/// The last lines of a log that are not empty.
+pub fn tail(path: &std::path::Path, lines: usize) -> Vec<String> {
     let Ok(mut file) = File::open(path) else {
         return Vec::new();
     };

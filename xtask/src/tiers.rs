@@ -3,7 +3,7 @@
 //! A suite belongs to the tier its file name begins with: `tests/tests/<tier>_<topic>.rs` (`redirect_*` and `scripted_*` count
 //! as `netns`).
 
-use crate::{Result, control_plane, ebpf, envoy, kernels, packages, paths, setup, sh};
+use crate::{Result, cluster, control_plane, ebpf, envoy, kernels, packages, paths, setup, sh};
 use clap::ValueEnum;
 use std::fs;
 use std::path::Path;
@@ -20,6 +20,8 @@ pub enum Tier {
     Interop,
     /// Root and what `setup --with control-plane` builds: real API servers and istiods
     ControlPlane,
+    /// Root and what `setup --with kubernetes` builds: real clusters with kubelets
+    Kubernetes,
     /// QEMU: the netns tier inside other kernels
     Kernels,
 }
@@ -52,7 +54,8 @@ pub fn run(only: Option<Tier>, versions: &[String], filter: Option<&str>) -> Res
         pure(filter, &mut totals)?;
     }
     let suites = suites(filter)?;
-    if wanted(Tier::Netns) || wanted(Tier::Interop) || wanted(Tier::ControlPlane) || !versions.is_empty() {
+    let built = [Tier::Netns, Tier::Interop, Tier::ControlPlane, Tier::Kubernetes];
+    if built.into_iter().any(wanted) || !versions.is_empty() {
         sh::step("building the daemon and the suites");
         let needed = suites.iter().filter(|(tier, _)| wanted(*tier) || !versions.is_empty());
         let mut args = vec!["build", "--release", "--workspace", "--bins"];
@@ -86,6 +89,9 @@ pub fn run(only: Option<Tier>, versions: &[String], filter: Option<&str>) -> Res
             (false, _) => totals.skip_tier("control-plane", "needs root"),
         }
     }
+    if wanted(Tier::Kubernetes) {
+        kubernetes(&suites, only.is_some(), filter, &mut totals)?;
+    }
     if versions.is_empty() && wanted(Tier::Kernels) {
         totals.skip_tier("kernels", "ask with --kernels 6.1");
     }
@@ -108,6 +114,30 @@ fn pure(filter: Option<&str>, totals: &mut Totals) -> Result<()> {
     cargo_test("pure", &args, totals)
 }
 
+/// The suites share clusters, which are taken down at the end unless they were there before.
+fn kubernetes(suites: &[(Tier, String)], asked: bool, filter: Option<&str>, totals: &mut Totals) -> Result<()> {
+    if !packages::is_root() {
+        totals.skip_tier("kubernetes", "needs root");
+        return Ok(());
+    }
+    if asked && let Err(error) = cluster::install() {
+        sh::step(&error);
+    }
+    if let Some(reason) = cluster::missing() {
+        totals.skip_tier("kubernetes", &reason);
+        return Ok(());
+    }
+    let were_up = cluster::are_up();
+    // Ctrl-C ends the suite that runs, and still takes the clusters down.
+    cluster::interrupt::watch()?;
+    let done = section(suites, Tier::Kubernetes, filter, totals);
+    if !were_up {
+        cluster::run(cluster::Action::Down)?;
+    }
+    cluster::interrupt::check()?;
+    done
+}
+
 fn section(suites: &[(Tier, String)], tier: Tier, filter: Option<&str>, totals: &mut Totals) -> Result<()> {
     println!("\n== tier {}", tier.name());
     for (_, suite) in suites.iter().filter(|(of, _)| *of == tier) {
@@ -128,6 +158,8 @@ fn cargo_test(suite: &str, args: &[&str], totals: &mut Totals) -> Result<()> {
     if let Some(envoy) = envoy::program() {
         command.env("CAUSEWAY_TEST_ENVOY", envoy);
     }
+    // Not the running program, which the build before the tests may have replaced.
+    command.env("CAUSEWAY_XTASK", paths::release().join("xtask"));
     let before = totals.failed;
     let status = sh::tee(&mut command, |line| totals.see(line))?;
     if !status.success() && totals.failed == before {
@@ -145,6 +177,7 @@ fn suites(filter: Option<&str>) -> Result<Vec<(Tier, String)>> {
             Some("netns" | "redirect" | "scripted") => Tier::Netns,
             Some("interop") => Tier::Interop,
             Some("control") => Tier::ControlPlane,
+            Some("kubernetes") => Tier::Kubernetes,
             _ => return Err(format!("{}/{name}.rs: a suite is named <tier>_<topic>.rs", folder.display())),
         };
         suites.push((tier, name));
@@ -176,6 +209,7 @@ impl Tier {
             Tier::Netns => "netns",
             Tier::Interop => "interop",
             Tier::ControlPlane => "control-plane",
+            Tier::Kubernetes => "kubernetes",
             Tier::Kernels => "kernels",
         }
     }

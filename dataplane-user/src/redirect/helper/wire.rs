@@ -158,12 +158,13 @@ fn send(channel: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Re
         header.msg_controllen = unsafe { libc::CMSG_SPACE(payload) } as _;
         // SAFETY: `msg_control` points to a buffer larger than one header.
         let message = unsafe { libc::CMSG_FIRSTHDR(&raw const header) };
-        let head = libc::cmsghdr {
-            // SAFETY: a computation on its argument only.
-            cmsg_len: unsafe { libc::CMSG_LEN(payload) } as _,
-            cmsg_level: libc::SOL_SOCKET,
-            cmsg_type: libc::SCM_RIGHTS,
-        };
+        // C libraries differ in what they pad the header with.
+        // SAFETY: the structure holds integers, for which zero is a value.
+        let mut head: libc::cmsghdr = unsafe { zeroed() };
+        // SAFETY: a computation on its argument only.
+        head.cmsg_len = unsafe { libc::CMSG_LEN(payload) } as _;
+        head.cmsg_level = libc::SOL_SOCKET;
+        head.cmsg_type = libc::SCM_RIGHTS;
         // SAFETY: `message` lies in `control`, which is aligned and large enough.
         unsafe { message.write(head) };
         // SAFETY: as above; the data part follows the header.
