@@ -3,7 +3,7 @@
 
 use crate::{Error, Result, context, process};
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -68,6 +68,16 @@ impl Clusters {
         command.spawn().map_err(context("xtask"))
     }
 
+    /// Makes an image archive known to the nodes of a cluster.
+    ///
+    /// # Errors
+    /// What the container runtime said.
+    pub fn load(&self, number: u8, archive: &Path) -> Result<()> {
+        let mut command = cluster(&["load", &number.to_string()])?;
+        command.arg(archive);
+        output(command).map(drop)
+    }
+
     /// A program in a pod, given as `namespace/name`.
     ///
     /// # Errors
@@ -121,6 +131,14 @@ impl Clusters {
 /// # Errors
 /// If xtask was not built.
 pub fn cluster(words: &[&str]) -> Result<Command> {
+    xtask(&[&["cluster"], words].concat())
+}
+
+/// A command of `cargo xtask`.
+///
+/// # Errors
+/// If xtask was not built.
+pub fn xtask(words: &[&str]) -> Result<Command> {
     let program = match std::env::var_os("CAUSEWAY_XTASK") {
         Some(path) => PathBuf::from(path),
         None => {
@@ -130,7 +148,7 @@ pub fn cluster(words: &[&str]) -> Result<Command> {
         }
     };
     let mut command = Command::new(program);
-    command.arg("cluster").args(words);
+    command.args(words);
     Ok(command)
 }
 

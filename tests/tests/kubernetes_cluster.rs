@@ -25,33 +25,36 @@ spec:
       - name: web
         image: causeway.test/debian:1
         imagePullPolicy: Never
-        command: [sh, -c, "echo $CLUSTER $NODE > /tmp/index.html; exec python3 -m http.server --directory /tmp 8080"]
+        command: [sh, -c, "echo $CLUSTER $NODE > /var/www/html/index.html; exec nginx -g 'daemon off;'"]
         env:
         - {name: CLUSTER, value: @CLUSTER@}
         - {name: NODE, valueFrom: {fieldRef: {fieldPath: spec.nodeName}}}
-        readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1}
+        readinessProbe: {httpGet: {path: /, port: 80}, periodSeconds: 1}
 ---
 apiVersion: v1
 kind: Service
 metadata: {name: web, namespace: plain}
 spec:
   selector: {app: web}
-  ports: [{port: 80, targetPort: 8080}]
+  ports: [{port: 80, targetPort: 80}]
 "#;
 
-/// What the machine has that clusters could leave behind or change. Other tests may run beside us under names of their own.
+/// What the machine has that clusters could leave behind or change. Others may run beside us under names of their own.
 fn machine() -> BTreeSet<String> {
+    let tag = output(cluster(&["tag"]).unwrap()).unwrap();
     let lines = [
-        "ls /run/netns | grep ^cw",
-        "ip -o link | cut -d: -f2 | grep cw",
-        "find /sys/fs/cgroup -maxdepth 2 -type d -name 'cw*'",
-        "cut -d' ' -f2,3 /proc/mounts | grep -E '/cw|target/cluster|containerd|kubelet'",
+        "ls /run/netns | grep TAG",
+        "ip -o link | cut -d: -f2 | grep TAG",
+        "find /sys/fs/cgroup -maxdepth 2 -type d -name 'TAG*'",
+        "grep -E 'TAG|/run/causeway|/var/lib/(containerd|kubelet)' /proc/mounts",
+        // A process whose parent has not yet noticed its end shows no command line.
+        "for file in $(grep -l TAG /proc/[0-9]*/cgroup); do tr '\\0' ' ' < ${file%cgroup}cmdline; done",
         "cd /proc/sys; grep . vm/overcommit_memory vm/panic_on_oom kernel/panic kernel/panic_on_oops kernel/keys/root_max*",
         "iptables-save | grep ^-; nft list tables",
-        "ps -eo args | grep -E 'kube|containerd|etcd' | grep -v -E 'grep|kubernetes_'",
     ];
     let shown = lines.map(|line| {
-        let done = Command::new("sh").args(["-c", line]).output().unwrap();
+        let line = line.replace("TAG", tag.trim());
+        let done = Command::new("sh").args(["-c", &line]).output().unwrap();
         String::from_utf8_lossy(&done.stdout).lines().map(|text| format!("{line}: {text}")).collect::<Vec<_>>()
     });
     shown.into_iter().flatten().collect()

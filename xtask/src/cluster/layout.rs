@@ -68,7 +68,7 @@ pub fn tag() -> String {
         .as_encoded_bytes()
         .iter()
         .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
-    format!("cw{:04x}", (hash >> 16) ^ (hash & 0xffff))
+    format!("cwk{:04x}", (hash >> 16) ^ (hash & 0xffff))
 }
 
 /// The network namespace in which the nodes of all clusters meet.
@@ -225,7 +225,7 @@ mod tests {
     fn names_of_links_fit_the_kernel() {
         let longest = Node { cluster: super::MOST, number: super::MOST }.unit();
         assert!(longest.len() < 16, "{longest}");
-        assert!(tag().len() == 6);
+        assert_eq!(tag().len(), 7);
     }
 
     #[test]

@@ -56,6 +56,9 @@ pub enum Action {
     Down,
     /// What runs, and how to get there
     Status,
+    /// What names of these clusters begin with in the kernel
+    #[command(hide = true)]
+    Tag,
     /// kubectl as a cluster's administrator
     Kubectl {
         /// The cluster's number
@@ -122,6 +125,10 @@ pub fn run(action: Action) -> Result<()> {
     root()?;
     match action {
         Action::Up { .. } => Ok(()),
+        Action::Tag => {
+            println!("{}", layout::tag());
+            Ok(())
+        }
         Action::Down => clean::down(false),
         Action::Status => match running()? {
             Some(shape) => status::print(shape),
