@@ -1,6 +1,6 @@
-//! TLS 1.3 over any byte stream, with reads and writes large enough that system calls do not dominate, and one pass over
-//! the bytes in each direction.
+//! TLS 1.3 over any byte stream, with reads and writes large enough that system calls do not dominate.
 
+mod aead;
 mod handshake;
 mod incoming;
 mod messages;
@@ -139,34 +139,20 @@ impl<IO: Transport> TlsStream<IO> {
         invalid(error)
     }
 
-    /// Opens the next record: application data into `target` if it fits there, else in place. False: it is not all here.
-    fn open_next(&mut self, target: &mut ReadBuf<'_>) -> Result<bool, Refused> {
+    /// Opens the next record where it lies. False: it is not all here.
+    fn open_next(&mut self) -> Result<bool, Refused> {
         let Some(length) = record::length(self.incoming.pending())? else {
             return Ok(false);
         };
         let record = self.incoming.pending_mut().get_mut(..length).unwrap_or_default();
-        let needed = Opener::needed(record);
-        if target.remaining() >= needed {
-            let plain = target.initialize_unfilled_to(needed);
-            let (content, count) = self.opener.open(record, plain)?;
-            if content == Content::Application {
-                target.advance(count);
-                self.note_length(count)?;
-            } else {
-                let control = plain.get(..count).unwrap_or_default().to_vec();
-                self.control(content, &control)?;
-            }
-            self.incoming.consume(length);
+        let (content, count) = self.opener.open(record)?;
+        if content == Content::Application {
+            self.note_length(count)?;
+            self.opened = Some((HEADER_BYTES..HEADER_BYTES + count, length));
         } else {
-            let (content, count) = self.opener.open_in_place(record)?;
-            if content == Content::Application {
-                self.note_length(count)?;
-                self.opened = Some((HEADER_BYTES..HEADER_BYTES + count, length));
-            } else {
-                let control = record.get(HEADER_BYTES..HEADER_BYTES + count).unwrap_or_default().to_vec();
-                self.control(content, &control)?;
-                self.incoming.consume(length);
-            }
+            let control = record.get(HEADER_BYTES..HEADER_BYTES + count).unwrap_or_default().to_vec();
+            self.control(content, &control)?;
+            self.incoming.consume(length);
         }
         Ok(true)
     }
@@ -302,7 +288,7 @@ impl<IO: Transport> AsyncRead for TlsStream<IO> {
             if target.remaining() == 0 || this.end_of_input {
                 return Poll::Ready(Ok(()));
             }
-            let opened = this.open_next(target).map_err(|error| this.refuse(cx, error))?;
+            let opened = this.open_next().map_err(|error| this.refuse(cx, error))?;
             // Answers to the peer's key updates leave even if nobody writes.
             if !this.sealed.is_empty() {
                 let _ = this.poll_drain(cx)?;

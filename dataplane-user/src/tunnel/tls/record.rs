@@ -5,16 +5,15 @@
 
 use std::fmt;
 
-use aws_lc_rs::aead::{AES_128_GCM, AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use bytes::BytesMut;
 use rustls::ConnectionTrafficSecrets;
+
+use super::aead::{Key, NONCE_BYTES, TAG_BYTES};
 
 /// Largest plaintext of one record.
 pub const PLAINTEXT_BYTES: usize = 16 << 10;
 /// Record type, legacy version, length.
 pub const HEADER_BYTES: usize = 5;
-/// Length of the authentication tag of both suites.
-const TAG_BYTES: usize = 16;
 /// Largest ciphertext a peer may send: plaintext, padding and tag (RFC 8446, 5.2).
 const CIPHERTEXT_BYTES: usize = PLAINTEXT_BYTES + 256;
 /// What a record adds to its plaintext.
@@ -77,31 +76,25 @@ impl std::error::Error for RecordError {}
 
 /// A traffic key with the number of the next record.
 struct Direction {
-    key: LessSafeKey,
-    iv: [u8; NONCE_LEN],
+    key: Key,
+    iv: [u8; NONCE_BYTES],
     next: u64,
 }
 
 impl Direction {
     fn new((next, secrets): (u64, ConnectionTrafficSecrets)) -> Result<Self, RecordError> {
-        let (algorithm, key, iv) = match &secrets {
-            ConnectionTrafficSecrets::Aes128Gcm { key, iv } => (&AES_128_GCM, key, iv),
-            ConnectionTrafficSecrets::Aes256Gcm { key, iv } => (&AES_256_GCM, key, iv),
-            _ => return Err(RecordError::Suite),
-        };
-        let key = UnboundKey::new(algorithm, key.as_ref()).map_err(|_| RecordError::Suite)?;
-        let iv = iv.as_ref().try_into().map_err(|_| RecordError::Suite)?;
-        Ok(Self { key: LessSafeKey::new(key), iv, next })
+        let (key, iv) = Key::new(&secrets).map_err(|_| RecordError::Suite)?;
+        Ok(Self { key, iv, next })
     }
 
     /// The nonce of the next record (RFC 8446, 5.3). Each number is given out once.
-    fn nonce(&mut self) -> Result<Nonce, RecordError> {
+    fn nonce(&mut self) -> Result<[u8; NONCE_BYTES], RecordError> {
         let mut nonce = self.iv;
-        for (byte, number) in nonce.iter_mut().skip(NONCE_LEN - 8).zip(self.next.to_be_bytes()) {
+        for (byte, number) in nonce.iter_mut().skip(NONCE_BYTES - 8).zip(self.next.to_be_bytes()) {
             *byte ^= number;
         }
         self.next = self.next.checked_add(1).ok_or(RecordError::Exhausted)?;
-        Ok(Nonce::assume_unique_for_key(nonce))
+        Ok(nonce)
     }
 }
 
@@ -141,25 +134,22 @@ impl Sealer {
         let header = header(length + 1 + TAG_BYTES);
         let start = out.len();
         out.extend_from_slice(&header);
-        out.resize(start + OVERHEAD_BYTES + length, 0);
-        let record = out.get_mut(start + HEADER_BYTES..).unwrap_or_default();
-        let (body, trailer) = record.split_at_mut(length);
-        let (aad, kind) = (Aad::from(header), [content.code()]);
-        let sealed = if let [whole] = parts {
-            self.0.key.seal_out_of_place_scatter(nonce, aad, whole, body, &kind, trailer)
-        } else {
-            let mut rest = &mut *body;
-            for part in parts {
-                let (target, after) = rest.split_at_mut(part.len());
-                target.copy_from_slice(part);
-                rest = after;
+        for part in parts {
+            out.extend_from_slice(part);
+        }
+        out.extend_from_slice(&[content.code()]);
+        let text = out.get_mut(start + HEADER_BYTES..).unwrap_or_default();
+        match self.0.key.seal(nonce, header, text) {
+            Ok(tag) => {
+                out.extend_from_slice(&tag);
+                Ok(())
             }
-            self.0.key.seal_in_place_scatter(nonce, aad, body, &kind, trailer)
-        };
-        sealed.map_err(|_| {
-            out.truncate(start);
-            RecordError::Exhausted
-        })
+            Err(_) => {
+                // What is not encrypted must not stay where it could be sent.
+                out.truncate(start);
+                Err(RecordError::Exhausted)
+            }
+        }
     }
 }
 
@@ -194,34 +184,14 @@ impl Opener {
         Direction::new(secrets).map(Self)
     }
 
-    /// The size of the buffer that [`Self::open`] needs for a record.
-    pub fn needed(record: &[u8]) -> usize {
-        record.len().saturating_sub(HEADER_BYTES + TAG_BYTES)
-    }
-
-    /// Opens `record`, a whole one, into `target`, which has exactly [`Self::needed`] bytes. Returns what it carries and how
-    /// many bytes at the front of `target` that is.
-    ///
-    /// # Errors
-    /// See [`RecordError`].
-    pub fn open(&mut self, record: &[u8], target: &mut [u8]) -> Result<(Content, usize), RecordError> {
-        let (header, body) = record.split_first_chunk::<HEADER_BYTES>().ok_or(RecordError::Forged)?;
-        let (text, tag) = body.split_last_chunk::<TAG_BYTES>().ok_or(RecordError::Forged)?;
-        let nonce = self.0.nonce()?;
-        let opened = self.0.key.open_separate_gather(nonce, Aad::from(*header), text, tag, target);
-        opened.map_err(|_| RecordError::Forged)?;
-        content(target)
-    }
-
     /// Opens `record`, a whole one, where it lies: what it carries begins behind its header.
     ///
     /// # Errors
     /// See [`RecordError`].
-    pub fn open_in_place(&mut self, record: &mut [u8]) -> Result<(Content, usize), RecordError> {
-        let (header, body) = record.split_first_chunk_mut::<HEADER_BYTES>().ok_or(RecordError::Forged)?;
+    pub fn open(&mut self, record: &mut [u8]) -> Result<(Content, usize), RecordError> {
+        let (header, text) = record.split_first_chunk_mut::<HEADER_BYTES>().ok_or(RecordError::Forged)?;
         let nonce = self.0.nonce()?;
-        let opened = self.0.key.open_in_place(nonce, Aad::from(*header), body);
-        content(opened.map_err(|_| RecordError::Forged)?)
+        content(self.0.key.open(nonce, *header, text).map_err(|_| RecordError::Forged)?)
     }
 }
 
