@@ -20,6 +20,9 @@ const REFLECT4: &str = "/proc/sys/net/ipv4/fwmark_reflect";
 const REFLECT6: &str = "/proc/sys/net/ipv6/fwmark_reflect";
 const SOMAXCONN: &str = "/proc/sys/net/core/somaxconn";
 const BACKLOG: i32 = 8192;
+/// Congestion control between an application and the engine, which never leave the pod's loopback: the node's default may pace
+/// every segment with a timer (BBR does), for a wire that is not there. Every kernel has this one, for everybody.
+const WITHIN_A_POD: [u8; 4] = *b"reno";
 
 /// A step that failed, with what it was.
 #[derive(Debug)]
@@ -163,6 +166,9 @@ fn listen(port: u16, workers: usize) -> io::Result<Vec<OwnedFd>> {
         if index == 0 {
             bound = std::net::TcpListener::from(listener.try_clone()?).local_addr()?.port();
         }
+        if port == OUTBOUND_PORT {
+            set_option(listener.as_fd(), libc::IPPROTO_TCP, libc::TCP_CONGESTION, &WITHIN_A_POD)?;
+        }
         group.push(listener);
     }
     if let Some(first) = group.first().filter(|_| workers > 1) {
@@ -275,6 +281,7 @@ pub(super) fn outgoing(kind: SocketKind, family: SocketFamily) -> io::Result<Own
         SocketKind::Upstream => set_option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_MARK, &UPSTREAM_MARK)?,
         SocketKind::Delivery => {
             set_option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_MARK, &DELIVERY_MARK)?;
+            set_option(fd.as_fd(), libc::IPPROTO_TCP, libc::TCP_CONGESTION, &WITHIN_A_POD)?;
             set_option(fd.as_fd(), libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, &1i32)?;
             // Connections of one client to several ports of the pod may share a source port.
             set_option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR, &1i32)?;
