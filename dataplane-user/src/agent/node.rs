@@ -236,6 +236,9 @@ impl Node {
     }
 
     /// Follows the model file and the clock until a signal asks to stop.
+    ///
+    /// # Errors
+    /// The helper has ended: whoever watches over the daemon starts both again, and the pods stay closed until then.
     async fn watch(&mut self, file: &mut file::Watch, path: &Path) -> io::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
@@ -254,6 +257,7 @@ impl Node {
                     }
                     let model = self.shared.model.load();
                     self.enrolments.tick(&model.node.enrol, &self.workers);
+                    self.enrolments.redirector.require_helper()?;
                 }
             }
         }

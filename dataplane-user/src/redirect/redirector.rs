@@ -42,7 +42,9 @@ pub struct Redirector {
     pub(super) next_pod: u32,
     engine: u64,
     original: OriginalDst,
-    loaded: Ebpf,
+    pub(super) loaded: Ebpf,
+    /// Ids of the node's cgroup and the pods' that the programs are attached to.
+    pub(super) attached: (u64, u64),
 }
 
 impl Redirector {
@@ -84,6 +86,7 @@ impl Redirector {
             engine,
             original: OriginalDst::new(original),
             loaded,
+            attached: (0, 0),
         };
         redirector.take_over()?;
         Ok(redirector)
@@ -98,7 +101,7 @@ impl Redirector {
             self.adopted.insert(cookie, record);
         }
         object::refresh_pods(std::os::fd::AsFd::as_fd(&self.lookup), &self.pins)?;
-        object::attach(&self.loaded, &self.pins, &self.config.cgroup_root, &self.config.pods_cgroup)?;
+        self.stay_attached()?;
         let stale = |source| LoadError::Io {
             action: "removing pins of another version in",
             path: self.config.bpffs.clone(),
