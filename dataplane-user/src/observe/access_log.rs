@@ -13,7 +13,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 
-pub use super::record::{Direction, Moment, Record, Side};
+pub use super::record::{Direction, Moment, Party, Record, Side};
 use super::{
     counters::Counters,
     line,
