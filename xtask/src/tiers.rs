@@ -157,7 +157,7 @@ fn section(suites: &[(Tier, String)], tier: Tier, filter: Option<&str>, totals: 
 }
 
 fn cargo_test(suite: &str, args: &[&str], totals: &mut Totals) -> Result<()> {
-    let mut command = Command::new(sh::cargo_program());
+    let mut command = sh::cargo_command();
     command.args(args).current_dir(paths::root());
     if let Some(envoy) = envoy::program() {
         command.env("CAUSEWAY_TEST_ENVOY", envoy);
