@@ -68,7 +68,7 @@ fn added(current: &str, directives: &str) -> Result<String, String> {
         let (scope, level) =
             directive.rsplit_once('=').map_or((None, directive), |(scope, level)| (Some(scope), level));
         if !LEVELS.contains(&level) {
-            return Err(format!("{directive:?}: {level:?} is none of {}", LEVELS.join(", ")));
+            return Err(format!("{directive:?} is no log level: {level:?} is none of {}", LEVELS.join(", ")));
         }
         all.push(match scope {
             None => level.to_owned(),
