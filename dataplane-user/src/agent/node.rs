@@ -21,6 +21,7 @@ use super::{
     certificates, control_plane,
     enrolment::Enrolments,
     environment,
+    node_ports::NodePorts,
     worker::{self, Command, Shared},
 };
 use crate::{
@@ -136,6 +137,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
 
 struct Node {
     enrolments: Enrolments,
+    node_ports: NodePorts,
     shared: Arc<Shared>,
     workers: Vec<worker::Handle>,
     gateway: Vec<SocketAddr>,
@@ -187,6 +189,7 @@ impl Node {
             original: redirector.original_dst(),
             dns_servers: redirector.dns_servers()?,
             reserved: Reserved::default(),
+            node_ports: Default::default(),
             log,
             connections: Arc::new(Connections::new(counters.clone(), traffic)),
             counters,
@@ -199,6 +202,7 @@ impl Node {
         }
         let mut node = Node {
             enrolments: Enrolments::new(redirector),
+            node_ports: NodePorts::default(),
             shared,
             workers: handles,
             gateway: Vec::new(),
@@ -249,6 +253,7 @@ impl Node {
                     }
                     let model = self.shared.model.load();
                     self.enrolments.tick(&model.node.enrol, &self.workers);
+                    self.node_ports.tick(&model.node, &mut self.enrolments, &self.shared, &self.workers);
                 }
             }
         }
@@ -258,6 +263,7 @@ impl Node {
     fn apply(&mut self) -> Result<(), Failure> {
         let model = self.shared.model.load();
         self.enrolments.apply(&model.node.enrol, &self.workers);
+        self.node_ports.apply(&model.node, &mut self.enrolments, &self.shared, &self.workers);
         self.listen(&model)
     }
 
