@@ -68,9 +68,10 @@ pub(super) struct Report {
 /// Keeps node ports at what the model asks for.
 #[derive(Debug, Default)]
 pub(super) struct NodePorts {
-    /// What was set up, for which ports.
-    entry: Option<Entry>,
-    applied: Option<Vec<NodePort>>,
+    /// What the kernel is set up for.
+    opened: Option<Entry>,
+    /// What was asked for last.
+    applied: Option<(Option<Entry>, Vec<NodePort>)>,
     addresses: Vec<IpAddr>,
     open: BTreeMap<u16, Arc<AtomicUsize>>,
     /// Ports given up whose connections still run.
@@ -124,7 +125,9 @@ impl NodePorts {
         self.ticks = self.ticks.wrapping_add(1);
         let ended = self.closing.values().any(|open| open.load(Relaxed) == 0);
         let retry = self.error.is_some() && self.ticks.is_multiple_of(RETRY_TICKS);
-        if ended || retry || self.applied.as_ref() != Some(&node.node_ports) || self.entry != node.entry {
+        let same =
+            self.applied.as_ref().is_some_and(|(entry, ports)| *entry == node.entry && *ports == node.node_ports);
+        if ended || retry || !same {
             self.apply(node, enrolments, shared, workers);
         }
     }
@@ -138,9 +141,11 @@ impl NodePorts {
     ) -> Result<(), LoadError> {
         let wanted = if node.entry.is_some() { wanted(node) } else { BTreeMap::new() };
         self.end(redirector)?;
-        if !wanted.is_empty() && (self.entry != node.entry || self.error.is_some()) {
-            let Some(entry) = &node.entry else { return Ok(()) };
+        if let Some(entry) = node.entry.as_ref().filter(|_| !wanted.is_empty())
+            && (self.opened.as_ref() != Some(entry) || self.error.is_some())
+        {
             self.addresses = redirector.open_entry(&config(entry))?;
+            self.opened = Some(entry.clone());
             info!(addresses = ?self.addresses, "node ports can be opened");
         }
         // Before anything arrives, whoever accepts must know what it stands for.
@@ -153,12 +158,12 @@ impl NodePorts {
         for (port, (_, families)) in &wanted {
             self.open(*port, *families, redirector, workers)?;
         }
-        if wanted.is_empty() && self.closing.is_empty() && (self.entry.is_some() || self.applied.is_none()) {
+        if wanted.is_empty() && self.closing.is_empty() && (self.opened.is_some() || self.applied.is_none()) {
             redirector.close_entry()?;
+            self.opened = None;
             self.addresses.clear();
         }
-        self.entry = node.entry.clone();
-        self.applied = Some(node.node_ports.clone());
+        self.applied = Some((node.entry.clone(), node.node_ports.clone()));
         Ok(())
     }
 
