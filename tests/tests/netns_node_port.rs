@@ -83,8 +83,10 @@ fn across_clusters_the_true_client_is_in_log_policy_and_at_the_application() {
     stage.publish_to(server);
     let answer = stage.outside.ask_one(CLIENT4, node4(1), "/").unwrap();
     assert!(answer.ends_with(&format!("pod=default/remote client=::ffff:{CLIENT4}\n")), "{answer}");
+    // The gateway reaches the pod over IPv4, where there is no address for this one to show; the log has it all the same.
     let answer = stage.outside.ask_one(CLIENT6, node6(1), "/").unwrap();
-    assert!(answer.ends_with(&format!("pod=default/remote client={CLIENT6}\n")), "{answer}");
+    assert!(answer.ends_with(&format!("pod=default/remote client=::ffff:{gateway}\n")), "{answer}");
+    stage.topology.daemon(server).wait_for_line(&["direction=inbound", &format!("client=[{CLIENT6}]")]).unwrap();
 
     // A policy that knows clients by their addresses lets this one in and no other.
     stage.topology.set_policies(vec![json!({
@@ -141,14 +143,20 @@ fn each_of_two_uplinks_takes_its_own_connections() {
     stage.second_uplink().unwrap();
     stage.open_near();
     let stage = stage.start().unwrap();
-    for (to, device) in [(node4(1), "eth0"), ("172.31.1.1:30080".parse().unwrap(), "eth0.7")] {
+    for (to, device) in [(node4(1), "eth0"), ("172.31.1.1:30080".parse().unwrap(), "eth1")] {
         let answers = stage.outside.ask(&clients4(50), to, "/").unwrap();
         for (client, answer) in clients4(50).iter().zip(answers) {
             let wanted = format!("pod=default/near client=::ffff:{client}\n");
             assert!(answer.as_ref().is_ok_and(|answer| answer.ends_with(&wanted)), "{client} by {device}: {answer:?}");
         }
     }
-    assert_eq!(stage.kernel("entry_opened"), 100, "a tagged frame is taken where its tag is gone, and once");
+    assert_eq!(stage.kernel("entry_opened"), 100);
+    // Each connection has at least a SYN-ACK, two segments and an end to send.
+    let (first, second) = (stage.sent_by("eth0"), stage.sent_by("eth1"));
+    assert!(
+        first >= 200 && second >= 200,
+        "answers left by the uplinks they were asked at: {first} and {second} packets"
+    );
 }
 
 #[test]
@@ -171,7 +179,7 @@ fn a_dnat_rule_for_the_same_port_changes_nothing() {
 #[test]
 fn connections_older_than_a_node_port_live_on_and_so_do_those_it_took() {
     testkit::needs_root!();
-    let mut stage = Stage::build("older").unwrap();
+    let stage = Stage::build("older").unwrap();
     // As kube-proxy serves the port before Causeway does.
     stage.dnat_to(30085, 9000).unwrap();
     let mut stage = stage.start().unwrap();
@@ -311,10 +319,14 @@ fn the_gateway_is_reached_at_the_node_port_of_every_node() {
 #[test]
 fn a_device_that_cannot_be_an_uplink_is_refused_with_its_reason() {
     testkit::needs_root!();
-    let mut stage = Stage::build("unfit").unwrap();
+    let stage = Stage::build("unfit").unwrap();
     let node = stage.nodes[0];
     let netns = stage.topology.node_place(node).netns.clone();
-    netns::batch(Some(&netns), "link add br9 type bridge\nlink add d9 type dummy\nlink set d9 master br9\n").unwrap();
+    netns::batch(
+        Some(&netns),
+        "link add br9 type bridge\nlink add d9 type veth peer name e9\nlink set d9 master br9\n",
+    )
+    .unwrap();
     let mut stage = stage.start().unwrap();
     for (uplink, words) in [
         ("eth9", "there is no device eth9"),

@@ -121,7 +121,11 @@ async fn reach(
     (record, walk): (&mut Record, &Walk),
 ) -> Result<(TcpStream, Admitted), ConnError> {
     let admitted = admit(worker, pod, incoming, peer, (from, local), (record, walk)).await?;
-    let client = Client { address: admitted.client, identity: Some(peer), authority: Some(&admitted.authority) };
+    // A header names any client; a socket within the pod has none but addresses of the family that the pod was reached by.
+    let target = &admitted.target;
+    let nameable = target.proxy_header || admitted.client.is_ipv4() == target.address.is_ipv4();
+    let address = if nameable { admitted.client } else { SocketAddr::new(from.ip(), 0) };
+    let client = Client { address, identity: Some(peer), authority: Some(&admitted.authority) };
     let delivering = Instant::now();
     let socket = deliver(worker, pod, &client, &admitted.target).await;
     walk.done(Leg::Backend, delivering);

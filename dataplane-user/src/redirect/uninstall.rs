@@ -11,7 +11,7 @@ use super::pins::Pins;
 use super::record;
 use super::system::in_netns;
 
-/// Removes every pin, rule, route and sysctl change of `instance`. Connections are passed from then on. Returns what could not
+/// Removes every pin, rule, route and sysctl change of `instance`, and what it set up for node ports. Connections are passed from then on. Returns what could not
 /// be undone inside a pod's namespace; everything else is gone then too.
 ///
 /// # Errors

@@ -122,19 +122,25 @@ impl Stage {
         last
     }
 
-    /// A second way to the first node: a VLAN on its wire, with a route back by each.
+    /// A second way to the first node, on a wire of its own, with a route back by each.
     pub fn second_uplink(&self) -> Result<()> {
         let wan = self.topology.wan_place().netns;
         let node = self.topology.node_place(self.nodes[0]).netns.clone();
-        netns::batch(
-            Some(&wan),
-            "link add link br-c1 name br-c1.7 type vlan id 7\naddr add 172.31.1.254/24 dev br-c1.7\nlink set br-c1.7 up\n",
-        )?;
+        netns::batch(None, &format!("link add second netns {wan} type veth peer name eth1 netns {node}\n"))?;
+        netns::batch(Some(&wan), "addr add 172.31.1.254/24 dev second\nlink set second up\n")?;
         netns::batch(
             Some(&node),
-            "link add link eth0 name eth0.7 type vlan id 7\naddr add 172.31.1.1/24 dev eth0.7\nlink set eth0.7 up\n\
-             route add default via 172.31.1.254 dev eth0.7 metric 100\n",
+            "addr add 172.31.1.1/24 dev eth1\nlink set eth1 up\n\
+             route add default via 172.31.1.254 dev eth1 metric 100\n",
         )
+    }
+
+    /// Packets a device of the first node has sent.
+    pub fn sent_by(&self, device: &str) -> u64 {
+        let place = self.topology.node_place(self.nodes[0]);
+        let text = place.run_ok(&["ip", "-json", "-stats", "link", "show", device]).unwrap();
+        let links: Value = serde_json::from_str(&text).unwrap();
+        links.pointer("/0/stats64/tx/packets").and_then(Value::as_u64).unwrap_or(0)
     }
 
     /// A rule of the first node as kube-proxy writes one: the port goes to `near`, answers come back through the node.
