@@ -216,6 +216,52 @@ pub struct PortKey {
     pub port: u16,
 }
 
+/// What [`NodePort`]'s value in `NODE_PORTS` says.
+pub mod node_port_state {
+    /// New connections are taken.
+    pub const OPEN: u32 = 1;
+    /// New connections pass; those that were taken go on.
+    pub const CLOSING: u32 = 2;
+}
+
+/// A port of an address of the node: key of `NODE_PORTS`, whose value is one of [`node_port_state`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct NodePort {
+    /// The address.
+    pub addr: Addr,
+    /// The port.
+    pub port: u16,
+    /// Always zero.
+    pub pad: u16,
+}
+
+/// A connection taken at an uplink: key of `ENTRY_FLOWS`, whose value is the index of that uplink.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct EntryFlow {
+    /// Address of the client.
+    pub client: Addr,
+    /// Address of the node that was dialled.
+    pub server: Addr,
+    /// Port of the client.
+    pub client_port: u16,
+    /// Port that was dialled.
+    pub server_port: u16,
+}
+
+/// A datagram that arrives in pieces and belongs to a connection that was taken: key of `ENTRY_FRAGMENTS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct EntryFragment {
+    /// Who sent it.
+    pub source: Addr,
+    /// Whom it is for.
+    pub target: Addr,
+    /// What its pieces have in common.
+    pub id: u32,
+}
+
 /// What the daemon must know to undo an enrolment it did not make itself: value of `RECORDS`, written by user space only.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -255,6 +301,9 @@ mod tests {
         assert_eq!(size_of::<DnsPod>(), 32 + 4 * DNS_SERVERS);
         assert_eq!(size_of::<ServerKey>(), 24);
         assert_eq!(size_of::<EnginePort>(), 16);
+        assert_eq!(size_of::<NodePort>(), 20);
+        assert_eq!(size_of::<EntryFlow>(), 36);
+        assert_eq!(size_of::<EntryFragment>(), 36);
         assert_eq!(size_of::<Record>(), 32 + UID_LENGTH + PATH_LENGTH);
     }
 

@@ -79,6 +79,22 @@ counters! {
     DnsRefusedFamily = "dns_refused_family",
     /// DNS refused: the server could not be recorded.
     DnsRefusedStorage = "dns_refused_storage",
+    /// Connection to a node port taken at an uplink.
+    EntryOpened = "entry_opened",
+    /// Packet to a node port of a connection that is older than its redirection, left to the kernel.
+    EntryOlder = "entry_older",
+    /// ICMP error about a connection that was taken, handed to it.
+    EntryError = "entry_error",
+    /// Piece of a datagram of a connection that was taken.
+    EntryFragment = "entry_fragment",
+    /// Packet to a node port dropped: it opens a connection in pieces.
+    EntryMalformed = "entry_malformed",
+    /// Connection to a node port dropped: it could not be recorded, or there is no engine to hand it to.
+    EntryFailed = "entry_failed",
+    /// Connection of this node to one of its own node ports sent to the engine.
+    EntryDialled = "entry_dialled",
+    /// Connection of this node to one of its own node ports refused: its destination could not be stored.
+    EntryDialFailed = "entry_dial_failed",
 }
 
 /// Number of counters.

@@ -38,6 +38,7 @@ pub mod fuzz;
 pub mod istiod;
 pub mod netfilter;
 pub mod netns;
+pub mod outside;
 pub mod pcap;
 pub mod peer;
 pub mod process;

@@ -76,6 +76,9 @@ enum Command {
         /// Instead: memory and speed of a mesh model of 100,000 workloads and 10,000 services
         #[arg(long)]
         scale: bool,
+        /// Instead: new connections to a node port, with and without 10,000 rules of kube-proxy's kind
+        #[arg(long, conflicts_with_all = ["scale", "json"])]
+        node_port: bool,
     },
     /// Real Kubernetes clusters on this machine
     Cluster {
@@ -133,8 +136,9 @@ fn run(command: Command) -> Result<ExitCode> {
             sh::cargo(&["build", "--release", "--workspace", "--bins"])?;
             return program("causeway-scale", &["--rounds", &rounds.to_string()]);
         }
-        Command::Bench { rounds, json, .. } => {
+        Command::Bench { rounds, json, node_port, .. } => {
             let mut args = vec!["--rounds".to_owned(), rounds.to_string()];
+            args.extend(node_port.then(|| "--node-port".to_owned()));
             if let Some(path) = json {
                 args.extend(["--json".to_owned(), path.display().to_string()]);
             }

@@ -2,7 +2,9 @@
 
 pub mod dns;
 pub mod inbound;
+pub mod node_port;
 pub mod outbound;
+pub mod packet;
 pub mod sockets;
 
 use crate::abi::{Addr, Config, is_mapped};

@@ -4,9 +4,10 @@ use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::lpm_trie::LpmTrie;
-use aya_ebpf::maps::{Array, HashMap, PerCpuArray, SockHash};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, SockHash};
 use causeway_ebpf::abi::{
-    Addr, Config, DnsPod, EnginePort, Flow, FlowKey, ListenerKey, Pod, PortKey, Record, ServerKey,
+    Addr, Config, DnsPod, EnginePort, EntryFlow, EntryFragment, Flow, FlowKey, ListenerKey, NodePort, Pod, PortKey,
+    Record, ServerKey,
 };
 use causeway_ebpf::counter;
 
@@ -66,6 +67,30 @@ pub static DNS_PORTS: HashMap<ServerKey, u16> = HashMap::with_max_entries(65536,
 /// Name server by engine port; the inverse of `DNS_PORTS`, and written first.
 #[map]
 pub static DNS_SERVERS: HashMap<EnginePort, Addr> = HashMap::with_max_entries(65536, BPF_F_NO_PREALLOC);
+
+/// Ports of the node's addresses whose connections go to the engine, with their state; written by user space.
+#[map]
+pub static NODE_PORTS: HashMap<NodePort, u32> = HashMap::with_max_entries(65536, BPF_F_NO_PREALLOC);
+
+/// Connections taken at an uplink, with the index of that. The one that was silent longest gives way.
+#[map]
+pub static ENTRY_FLOWS: LruHashMap<EntryFlow, u32> = LruHashMap::with_max_entries(262_144, 0);
+
+/// Datagrams in pieces that belong to such connections.
+#[map]
+pub static ENTRY_FRAGMENTS: LruHashMap<EntryFragment, u32> = LruHashMap::with_max_entries(4096, 0);
+
+/// Index of the node's end of the device into the engine's own namespace, 0 without one; written by user space.
+#[map]
+pub static ENTRY_DEVICE: Array<u32> = Array::with_max_entries(1, 0);
+
+/// Addresses of the engine's own namespace for callers on this node, IPv4 first; written by user space.
+#[map]
+pub static ENTRY_LOCAL: Array<Addr> = Array::with_max_entries(2, 0);
+
+/// What a socket of this node dialled that was sent to the engine's own namespace; lives and dies with its socket.
+#[btf_map]
+pub static ENTRY_DIALLED: SkStorage<Flow> = SkStorage::new();
 
 /// Cells of [`causeway_ebpf::counter`].
 #[map]

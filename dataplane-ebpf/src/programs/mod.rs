@@ -3,6 +3,8 @@
 //! A program function never has the name of its ELF section: the linker would see the symbol twice.
 
 mod dns;
+mod entry;
+mod entry_dial;
 mod inbound;
 mod maps;
 mod outbound;

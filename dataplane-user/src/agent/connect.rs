@@ -2,7 +2,8 @@
 
 use std::{
     cell::Cell,
-    net::{IpAddr, SocketAddr},
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     os::fd::AsFd,
     rc::Rc,
     sync::Arc,
@@ -38,11 +39,11 @@ const NEXT_GATEWAY: Duration = Duration::from_secs(1);
 
 /// Who connects, and on whose behalf.
 pub struct Source {
-    /// The pod the application runs in.
-    pub pod: Rc<Pod>,
-    /// Its workload.
+    /// The pod the application runs in; none for a client at a node port, for whom the daemon's own namespace is dialled from.
+    pub pod: Option<Rc<Pod>>,
+    /// Its workload; at a node port that of the entry.
     pub workload: Arc<Workload>,
-    /// The application's own socket address.
+    /// The application's or the client's own socket address.
     pub client: SocketAddr,
     /// The network of this node.
     pub network: Arc<str>,
@@ -121,19 +122,25 @@ pub async fn along(worker: &Rc<Worker>, source: &Source, route: &Outbound) -> Re
 /// TCP from inside the pod's namespace.
 async fn upstream(worker: &Worker, source: &Source, to: SocketAddr, limit: Duration) -> Result<TcpStream, ConnError> {
     let begin = Instant::now();
-    let connected = tcp(worker, source.pod.id, to, limit).await;
+    let connected = tcp(worker, source.pod.as_ref().map(|pod| pod.id), to, limit).await;
     source.walk.done(Leg::OuterTcp, begin);
     connected
 }
 
-async fn tcp(worker: &Worker, pod: PodId, to: SocketAddr, limit: Duration) -> Result<TcpStream, ConnError> {
+/// TCP from inside the namespace of `pod`, or from the daemon's own.
+async fn tcp(worker: &Worker, pod: Option<PodId>, to: SocketAddr, limit: Duration) -> Result<TcpStream, ConnError> {
     let failed = |error: &dyn std::fmt::Display| ConnError::retryable(Leg::OuterTcp, to, error);
-    let socket = worker
-        .sockets
-        .take(pod, SocketKind::Upstream, Family::from(to.ip()))
-        .await
-        .map_err(|error| failed(&format!("no socket in the pod's namespace: {error}")))?;
-    match timeout(limit, connect_start(socket, None, to)).await {
+    let connecting = async {
+        let Some(pod) = pod else {
+            let socket = TcpStream::connect(to).await?;
+            socket.set_nodelay(true)?;
+            return Ok(socket);
+        };
+        let taken = worker.sockets.take(pod, SocketKind::Upstream, Family::from(to.ip())).await;
+        let socket = taken.map_err(|error| io::Error::other(format!("no socket in the pod's namespace: {error}")))?;
+        connect_start(socket, None, to).await
+    };
+    match timeout(limit, connecting).await {
         Ok(Ok(socket)) => Ok(socket),
         Ok(Err(error)) => Err(failed(&advice::connect(&error))),
         Err(_) => Err(failed(&advice::silence(limit.as_millis())).because(Cause::Timeout)),
@@ -205,7 +212,8 @@ fn hop(source: &Source, credential: &Arc<Credential>, to: SocketAddr, expected: 
     Hop {
         key: OuterKey {
             identity: source.workload.identity.clone(),
-            source: source.client.ip(),
+            // Clients at node ports have no address that a network policy on the way could know: they share tunnels.
+            source: source.pod.as_ref().map_or(Ipv4Addr::UNSPECIFIED.into(), |_| source.client.ip()),
             to,
             expected: expected.clone(),
         },
@@ -304,7 +312,7 @@ fn note_endpoint(worker: &Worker, key: &InnerKey, tunnel: &Tunnel, headers: &Hea
 /// All it takes to make another inner tunnel of the same kind.
 struct Inner {
     worker: Rc<Worker>,
-    pod: Rc<Pod>,
+    pod: Option<Rc<Pod>>,
     workload: Arc<Workload>,
     client: SocketAddr,
     network: Arc<str>,

@@ -16,7 +16,7 @@ use crate::{
 
 /// Who is to be delivered, and what it asked for.
 pub struct Client<'a> {
-    /// The other end of the connection that is being delivered; the port is 0 unless that connection ends in this pod.
+    /// The client as the application is to see it; the port is 0 where it is the other end of a tunnel.
     pub address: SocketAddr,
     /// The identity it proved.
     pub identity: Option<&'a SpiffeId>,
@@ -42,6 +42,11 @@ pub async fn deliver(
     let connecting = async {
         if target.proxy_header {
             return announced(worker, pod, client, target).await;
+        }
+        if client.address.is_ipv4() != to.is_ipv4() {
+            // A client at a node port of the family that the pod does not have: there is no address to show.
+            let socket = worker.sockets.take(pod.id, SocketKind::Upstream, Family::from(to.ip())).await?;
+            return connect_start(socket, None, to).await;
         }
         redirect::deliver(&worker.sockets, pod.id, client.address, to).await
     };

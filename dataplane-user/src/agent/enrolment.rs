@@ -51,6 +51,8 @@ pub(super) struct Report {
     pub(super) stopped: u64,
     /// Counters of the kernel programs.
     pub(super) kernel: Vec<(&'static str, u64)>,
+    /// Node ports: addresses and ports in use, and why not, if they are not.
+    pub(super) node_ports: super::node_ports::Report,
     /// Why the model file is not in force, if it is not.
     pub(super) model_error: Option<String>,
     /// What keeps the kernel from redirecting any pod, if anything does.

@@ -1,6 +1,6 @@
 //! HBONE that arrives for enrolled pods: TLS, CONNECT, policy, delivery with the client's address.
 
-use std::{future::pending, net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
+use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
 
 use rustls::server::UnbufferedServerConnection;
 use tokio::net::TcpStream;
@@ -66,6 +66,8 @@ struct Admitted {
     workload: Arc<Workload>,
     authority: Authority,
     target: InboundTarget,
+    /// Who is behind it, as policy and the application see it.
+    client: SocketAddr,
 }
 
 async fn stream(
@@ -100,7 +102,7 @@ async fn stream(
     record.legs = walk.times();
     record.setup = started.elapsed();
     let error = match delivered {
-        Ok((socket, workload)) => carry(&worker, &pod, incoming, socket, &workload, &mut record).await,
+        Ok((socket, admitted)) => carry(&worker, &pod, incoming, socket, &admitted, &mut record).await,
         Err(error) => {
             incoming.refuse(error.status.unwrap_or(503));
             Some(error)
@@ -118,14 +120,17 @@ async fn reach(
     peer: &SpiffeId,
     (from, local): (SocketAddr, SocketAddr),
     (record, walk): (&mut Record, &Walk),
-) -> Result<(TcpStream, Arc<Workload>), ConnError> {
+) -> Result<(TcpStream, Admitted), ConnError> {
     let admitted = admit(worker, pod, incoming, peer, (from, local), (record, walk)).await?;
-    let client =
-        Client { address: SocketAddr::new(from.ip(), 0), identity: Some(peer), authority: Some(&admitted.authority) };
+    // A header names any client; a socket within the pod has none but addresses of the family that the pod was reached by.
+    let target = &admitted.target;
+    let nameable = target.proxy_header || admitted.client.is_ipv4() == target.address.is_ipv4();
+    let address = if nameable { admitted.client } else { SocketAddr::new(from.ip(), 0) };
+    let client = Client { address, identity: Some(peer), authority: Some(&admitted.authority) };
     let delivering = Instant::now();
     let socket = deliver(worker, pod, &client, &admitted.target).await;
     walk.done(Leg::Backend, delivering);
-    Ok((socket?, admitted.workload))
+    Ok((socket?, admitted))
 }
 
 /// What is known before policy decides: a refusal is told and counted with both sides.
@@ -169,10 +174,13 @@ async fn admit(
     describe(record, &model, &target, from);
     let to = SocketAddr::new(target.address, target.port);
     let asking = Instant::now();
-    let allowed = authorise(worker, pod, (model, workload.clone()), Some(peer), from, to).await;
+    let told = headers::lines(incoming.request.headers(), header::FORWARDED).next();
+    let told = told.and_then(|line| Forwarded::parse(line).for_);
+    let client = decide::client(&model, peer, told, from);
+    let allowed = authorise(worker, pod, (model, workload.clone()), Some(peer), client, to).await;
     walk.done(Leg::Accept, asking);
     allowed.map_err(|reason| refused(401, Leg::Accept, reason))?;
-    Ok(Admitted { workload, authority, target })
+    Ok(Admitted { workload, authority, target, client })
 }
 
 async fn carry(
@@ -180,12 +188,12 @@ async fn carry(
     pod: &Pod,
     incoming: Incoming,
     socket: TcpStream,
-    workload: &Workload,
+    admitted: &Admitted,
     record: &mut Record,
 ) -> Option<ConnError> {
     let speaks = headers::lines(incoming.request.headers(), header::X_CAUSEWAY).next().and_then(peer_version).is_some();
     let endpoint = speaks.then_some(pod.endpoint.as_str());
-    let answer = headers::response(workload, endpoint);
+    let answer = headers::response(&admitted.workload, endpoint);
     let peer = record.source.address.map_or_else(String::new, |address| address.to_string());
     let ended = incoming.ended.clone();
     let (send, receive) = match incoming.accept(answer) {
@@ -196,14 +204,11 @@ async fn carry(
         }
     };
     let identity = record.source.identity.clone();
-    let ends = record.source.address.zip(record.destination.address);
+    let to = SocketAddr::new(admitted.target.address, admitted.target.port);
     let revoked = async {
-        match ends {
-            Some((from, to)) => tokio::select! {
-                why = withdrawn(worker, pod, identity.as_ref(), from, to) => why,
-                why = ended.why() => why,
-            },
-            None => pending().await,
+        tokio::select! {
+            why = withdrawn(worker, pod, identity.as_ref(), admitted.client, to) => why,
+            why = ended.why() => why,
         }
     };
     let open = worker.shared.connections.open(record, true);

@@ -39,8 +39,10 @@ pub async fn connect(worker: &Rc<Worker>, source: &Source, route: &HboneRoute) -
         let allowed = authorise(worker, &pod, (model, own), Some(peer), source.client, to).await;
         source.walk.done(Leg::Accept, asking);
         allowed.map_err(|reason| refused(401, Leg::Accept, reason))?;
+        // The port is that of the client's own connection: only at a node port may it be needed, for a PROXY header.
+        let port = if source.pod.is_none() { source.client.port() } else { 0 };
         let client = Client {
-            address: SocketAddr::new(source.client.ip(), 0),
+            address: SocketAddr::new(source.client.ip(), port),
             identity: Some(peer),
             authority: Some(&authority),
         };

@@ -41,6 +41,7 @@ impl Answers {
         let number = |name: &str| counters.get(name).and_then(Value::as_u64).unwrap_or(0);
         for (name, help) in [
             ("outbound", "Connections accepted from applications"),
+            ("node_ports", "Connections accepted at node ports"),
             ("inbound", "CONNECTs accepted for pods"),
             ("plaintext", "Plaintext connections accepted for pods"),
             ("gateway", "Streams forwarded by the gateway role"),

@@ -21,6 +21,7 @@ use super::{
     certificates, control_plane,
     enrolment::Enrolments,
     environment::Settings,
+    node_ports::NodePorts,
     worker::{self, Command, Shared},
 };
 use crate::{
@@ -134,6 +135,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
 
 struct Node {
     enrolments: Enrolments,
+    node_ports: NodePorts,
     shared: Arc<Shared>,
     workers: Vec<worker::Handle>,
     gateway: Vec<SocketAddr>,
@@ -192,6 +194,7 @@ impl Node {
             original: redirector.original_dst(),
             dns_servers: redirector.dns_servers()?,
             reserved: Reserved::default(),
+            node_ports: Default::default(),
             log,
             connections: Arc::new(Connections::new(counters.clone(), traffic)),
             counters,
@@ -204,6 +207,7 @@ impl Node {
         }
         let mut node = Node {
             enrolments: Enrolments::new(redirector),
+            node_ports: NodePorts::default(),
             shared,
             workers: handles,
             gateway: Vec::new(),
@@ -257,6 +261,7 @@ impl Node {
                     }
                     let model = self.shared.model.load();
                     self.enrolments.tick(&model.node.enrol, &self.workers);
+                    self.node_ports.tick(&model.node, &mut self.enrolments, &self.shared, &self.workers);
                     self.enrolments.redirector.require_helper()?;
                 }
             }
@@ -267,6 +272,7 @@ impl Node {
     fn apply(&mut self) -> Result<(), Failure> {
         let model = self.shared.model.load();
         self.enrolments.apply(&model.node.enrol, &self.workers);
+        self.node_ports.apply(&model.node, &mut self.enrolments, &self.shared, &self.workers);
         self.listen(&model)
     }
 

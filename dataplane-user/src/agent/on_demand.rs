@@ -9,7 +9,7 @@ use crate::{
     decide::{DecideError, Outbound},
     hbone::{ConnError, Leg},
     istio::xds_client::Handle,
-    state::{Exports, Model, Workload},
+    state::{Exports, Model, NodePortTarget, Workload},
 };
 
 /// How long a connection or a DNS question is held until the control planes have answered. All questions of one connection
@@ -100,7 +100,8 @@ fn lacks(model: &Model, source: &Workload, to: SocketAddr, decided: &Result<Outb
     }
 }
 
-/// Names that a node needs whoever connects: services of its pods, which peers name, and services it lets others reach.
+/// Names that a node needs whoever connects: services of its pods, which peers name, services it lets others reach, and those
+/// at its node ports.
 pub fn standing(model: &Model) -> BTreeSet<Arc<str>> {
     let pods = model.node.enrol.iter().filter_map(|enrolment| model.workload(&enrolment.workload));
     let own = pods.flat_map(|workload| workload.services.keys());
@@ -108,7 +109,11 @@ pub fn standing(model: &Model) -> BTreeSet<Arc<str>> {
         Exports::Named(keys) if model.node.gateway.is_some() => Some(keys),
         _ => None,
     };
-    let wanted = own.chain(exported.into_iter().flatten());
+    let at_ports = model.node.node_ports.iter().filter_map(|port| match &port.target {
+        NodePortTarget::Service { key, .. } => Some(key),
+        NodePortTarget::Gateway => None,
+    });
+    let wanted = own.chain(exported.into_iter().flatten()).chain(at_ports);
     wanted.filter(|key| model.service_by_key(key).is_none()).cloned().collect()
 }
 

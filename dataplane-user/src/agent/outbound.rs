@@ -7,12 +7,13 @@ use tokio::net::TcpStream;
 use super::{
     connect::{self, Link, Neighbour, Source},
     dns, names,
+    node_ports::Use,
     on_demand::Search,
     policy::withdrawn,
     worker::{Pod, Worker, canonical},
 };
 use crate::{
-    decide::{self, DecideError, LoadView, Outbound},
+    decide::{self, Caller, DecideError, LoadView, Outbound},
     dns::is_reserved,
     gateway::Slot,
     hbone::{ConnError, Leg, Span, TraceParent, Walk},
@@ -20,7 +21,7 @@ use crate::{
         access_log::{Direction, Party, Record},
         counters::Counters,
     },
-    state::{Model, Workload},
+    state::{Model, NodePort, Workload},
     tunnel::{copy, ends::Role},
 };
 
@@ -40,6 +41,14 @@ impl LoadView for View<'_> {
     fn ejected(&self, uid: &str) -> bool {
         self.0.health.is_ejected(uid)
     }
+}
+
+/// What a connection asks for.
+pub(super) enum Aim {
+    /// What the model has at the address that was dialled.
+    Address,
+    /// A node port, whatever is there, for such a caller.
+    NodePort(NodePort, Caller),
 }
 
 /// Serves one captured connection from accept to end.
@@ -118,18 +127,23 @@ async fn open(
     walk.done(Leg::Resolve, resolving);
     let trace = TraceParent::random(worker.random.trace_bytes()).recorded(worker.shared.log.traces());
     record.span = Some(Span::first(trace));
-    let source = Source { pod: pod.clone(), workload, client, network, trace, walk };
-    let opened = attempts(worker, &source, model, to, record).await;
+    let source = Source { pod: Some(pod.clone()), workload, client, network, trace, walk };
+    // A pod that dials a node port of its own node is routed from here: at the node it would arrive as the node's.
+    let aim = match worker.shared.node_ports.load().at(to) {
+        Some(Use::Traffic(port)) => Aim::NodePort(port.clone(), Caller::Inside),
+        _ => Aim::Address,
+    };
+    let opened = attempts(worker, &source, model, (to, &aim), record).await;
     record.legs = source.walk.times();
     opened
 }
 
 /// Decides and connects until an endpoint answers.
-async fn attempts(
+pub(super) async fn attempts(
     worker: &Rc<Worker>,
     source: &Source,
     mut model: Arc<Model>,
-    to: SocketAddr,
+    (to, aim): (SocketAddr, &Aim),
     record: &mut Record,
 ) -> Result<(Link, Option<Slot>), ConnError> {
     let workload = source.workload.clone();
@@ -141,9 +155,15 @@ async fn attempts(
         let resolving = Instant::now();
         let decide = |model: &Model| {
             let (view, mut random) = (View(worker), || worker.random.next());
-            match &reserved {
-                None => decide::outbound(model, &workload, to, &avoid, &view, &mut random),
-                Some(name) => decide::reserved(model, &workload, (to, name.as_ref()), &avoid, &view, &mut random),
+            match (aim, &reserved) {
+                (Aim::NodePort(port, caller), _) => {
+                    let family = source.client.ip().to_canonical().is_ipv4();
+                    decide::entry(model, &workload, port, (*caller, family), &avoid, &view, &mut random)
+                }
+                (Aim::Address, None) => decide::outbound(model, &workload, to, &avoid, &view, &mut random),
+                (Aim::Address, Some(name)) => {
+                    decide::reserved(model, &workload, (to, name.as_ref()), &avoid, &view, &mut random)
+                }
             }
         };
         let mut route = decide(&model);
@@ -225,7 +245,7 @@ fn describe(record: &mut Record, route: &Outbound) {
 }
 
 /// Moves the bytes; returns what cut them short.
-async fn carry(worker: &Worker, socket: TcpStream, link: Link, record: &mut Record) -> Option<ConnError> {
+pub(super) async fn carry(worker: &Worker, socket: TcpStream, link: Link, record: &mut Record) -> Option<ConnError> {
     let counters = &worker.shared.counters;
     record.destination.identity = link.identity();
     if let Link::Stream(_, far) = &link {

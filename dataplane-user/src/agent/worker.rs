@@ -22,7 +22,7 @@ use tokio::{
 };
 use tracing::warn;
 
-use super::{dns, gateways::Health, inbound, outbound, plaintext};
+use super::{dns, entry, gateways::Health, inbound, node_ports, outbound, plaintext};
 use crate::{
     dns::Reserved,
     gateway::{Gateway, Load},
@@ -57,6 +57,8 @@ pub struct Shared {
     pub dns_servers: DnsServers,
     /// Addresses that stand for pods of other networks.
     pub reserved: Reserved,
+    /// What the ports of this node stand for.
+    pub node_ports: arc_swap::ArcSwap<node_ports::Table>,
     /// The access log.
     pub log: AccessLog,
     /// Counters.
@@ -86,6 +88,20 @@ pub enum Command {
     RemovePod {
         /// Number of the pod at this node.
         pod: PodId,
+    },
+    /// Accept connections to a node port.
+    AddNodePort {
+        /// The port.
+        port: u16,
+        /// Its open connections, all workers together.
+        open: Arc<AtomicUsize>,
+        /// This worker's listener in the entry's namespace.
+        listener: StdListener,
+    },
+    /// Stop accepting connections to a node port; those that run go on.
+    RemoveNodePort {
+        /// The port.
+        port: u16,
     },
     /// Accept outer tunnels.
     AddGateway {
@@ -138,12 +154,18 @@ pub struct Worker {
     pub drain: watch::Receiver<bool>,
     gateway: Rc<Gateway>,
     pods: RefCell<HashMap<PodId, Accepting>>,
+    node_ports: RefCell<HashMap<u16, AbortHandle>>,
 }
 
 impl Worker {
     /// The model now.
     pub fn model(&self) -> Arc<Model> {
         self.shared.model.load()
+    }
+
+    /// This worker's part of the gateway role.
+    pub fn gateway(&self) -> Rc<Gateway> {
+        self.gateway.clone()
     }
 
     /// The pod of workload `uid`, if it is enrolled here.
@@ -243,6 +265,7 @@ async fn run(
         random: Random::default(),
         drain,
         pods: RefCell::default(),
+        node_ports: RefCell::default(),
     });
     let mut sweep = tokio::time::interval(SWEEP);
     loop {
@@ -285,6 +308,28 @@ fn obey(worker: &Rc<Worker>, command: Command) {
                 task.abort();
             }
             worker.sockets.release(pod);
+        }
+        Command::AddNodePort { port, open, listener } => {
+            let (of, drain) = (worker.clone(), worker.drain.clone());
+            match TcpListener::from_std(listener) {
+                Ok(listener) => {
+                    let task = spawn_local(accept(listener, drain, move |socket, from| {
+                        let (worker, open) = (of.clone(), open.clone());
+                        spawn_local(async move {
+                            open.fetch_add(1, Relaxed);
+                            entry::serve(worker, port, socket, from).await;
+                            open.fetch_sub(1, Relaxed);
+                        });
+                    }));
+                    worker.node_ports.borrow_mut().insert(port, task.abort_handle());
+                }
+                Err(error) => warn!("a listener of node port {port} cannot be used: {error}"),
+            }
+        }
+        Command::RemoveNodePort { port } => {
+            if let Some(task) = worker.node_ports.borrow_mut().remove(&port) {
+                task.abort();
+            }
         }
         Command::AddGateway { listener } => {
             let worker = worker.clone();

@@ -66,10 +66,19 @@ fn screen(status: &Value) -> String {
             rows.push(vec![name.to_owned(), error.to_owned()]);
         }
     }
+    let ports = status.get("node_ports");
+    let ports = ports.filter(|ports| array(ports, "ports").next().is_some() || !ports["error"].is_null());
+    if let Some(ports) = ports {
+        let mut text = format!("{} at {}", at(ports, "/ports"), at(ports, "/addresses"));
+        if let Some(error) = ports.get("error").and_then(Value::as_str) {
+            text.push_str(&format!("; {error}"));
+        }
+        rows.push(vec!["node ports".to_owned(), text]);
+    }
     for uid in array(status, "waiting_for_workloads") {
         rows.push(vec!["not in the model".to_owned(), uid.as_str().unwrap_or_default().to_owned()]);
     }
-    let open = ["open", "outbound", "inbound", "plaintext", "gateway"];
+    let open = ["open", "outbound", "inbound", "plaintext", "gateway", "node_ports"];
     let counted = open.map(|name| format!("{name} {}", number(&format!("/counters/{name}")))).join(", ");
     rows.push(vec!["connections".to_owned(), counted]);
     let failed = status.pointer("/counters/failed").and_then(Value::as_object);
@@ -106,6 +115,7 @@ mod tests {
             "control_planes": [{"address": "https://istiod:15012", "connected": false, "resources": 9, "error": "refused",
                 "refused": {"ns/p": "no such action"}}],
             "counters": {"open": 1, "failed": {"resolve": 0, "outer-tls": 4}},
+            "node_ports": {"ports": [30080], "addresses": ["192.0.2.1"], "error": "eth9: no such device"},
             "pods": [{"uid": "c//Pod/a/b", "state": "Failed", "error": "no namespace"}],
         });
         let text = screen(&status);
@@ -114,6 +124,7 @@ mod tests {
             "2 workloads, 1 services, 0 policies, generation 7",
             "https://istiod:15012 away, 9 resources; refused",
             "ns/p: no such action",
+            "30080 at 192.0.2.1; eth9: no such device",
             "line 3: no",
             "outer-tls 4",
             "c//Pod/a/b  Failed  -          no namespace",

@@ -202,8 +202,8 @@ pub fn outbound(
     rng: &mut impl FnMut() -> u64,
 ) -> Result<Outbound, DecideError> {
     let destination = SocketAddr::new(destination.ip().to_canonical(), destination.port());
-    let (ip, port) = (destination.ip(), destination.port());
-    if ip.is_loopback() && OWN_PORTS.contains(&port) {
+    let ip = destination.ip();
+    if ip.is_loopback() && OWN_PORTS.contains(&destination.port()) {
         return Err(DecideError::OwnListener(destination));
     }
     let mut step = Step { model, source, vantage: Vantage::of(source), destination, avoid, load, rng };
@@ -225,16 +225,7 @@ pub fn outbound(
         (Some(service), _) => {
             let chosen = step.endpoint(service)?;
             let Some(ip) = chosen.ip else {
-                if chosen.workload.network == source.network {
-                    return Ok(Outbound::Named(NamedRoute {
-                        port: chosen.target_port,
-                        v4_first: destination.is_ipv4(),
-                        workload: chosen.workload,
-                        service: service.clone(),
-                        source: source.clone(),
-                    }));
-                }
-                return nested::route(model, &chosen.workload, service, port, None).map(Outbound::Nested);
+                return elsewhere(model, source, service, chosen, destination);
             };
             let to = SocketAddr::new(ip, chosen.target_port);
             (chosen.workload, to, Some(service))
@@ -254,6 +245,26 @@ pub fn outbound(
     Ok(direct(source, workload, to, service.cloned()))
 }
 
+/// To an endpoint without an address of its own here: one known by its host name, or in another network.
+pub(super) fn elsewhere(
+    model: &Model,
+    source: &Arc<Workload>,
+    service: &Arc<Service>,
+    chosen: Candidate,
+    destination: SocketAddr,
+) -> Result<Outbound, DecideError> {
+    if chosen.workload.network != source.network {
+        return nested::route(model, &chosen.workload, service, destination.port(), None).map(Outbound::Nested);
+    }
+    Ok(Outbound::Named(NamedRoute {
+        port: chosen.target_port,
+        v4_first: destination.is_ipv4(),
+        workload: chosen.workload,
+        service: service.clone(),
+        source: source.clone(),
+    }))
+}
+
 /// To a destination that the mesh does not know.
 fn outside(model: &Model, source: &Workload, to: SocketAddr) -> Result<Outbound, DecideError> {
     match model.node.egress(&source.uid) {
@@ -263,14 +274,14 @@ fn outside(model: &Model, source: &Workload, to: SocketAddr) -> Result<Outbound,
 }
 
 /// What all steps of one decision share.
-struct Step<'a, L, R> {
-    model: &'a Model,
-    source: &'a Workload,
-    vantage: Vantage<'a>,
-    destination: SocketAddr,
-    avoid: &'a [Arc<str>],
-    load: &'a L,
-    rng: &'a mut R,
+pub(super) struct Step<'a, L, R> {
+    pub(super) model: &'a Model,
+    pub(super) source: &'a Workload,
+    pub(super) vantage: Vantage<'a>,
+    pub(super) destination: SocketAddr,
+    pub(super) avoid: &'a [Arc<str>],
+    pub(super) load: &'a L,
+    pub(super) rng: &'a mut R,
 }
 
 impl<L: LoadView, R: FnMut() -> u64> Step<'_, L, R> {
@@ -292,7 +303,7 @@ impl<L: LoadView, R: FnMut() -> u64> Step<'_, L, R> {
             })
     }
 
-    fn through_waypoint(
+    pub(super) fn through_waypoint(
         &mut self,
         waypoint: &GatewayRef,
         service: Option<&Arc<Service>>,
@@ -325,7 +336,12 @@ impl<L: LoadView, R: FnMut() -> u64> Step<'_, L, R> {
     }
 }
 
-fn direct(source: &Workload, workload: Arc<Workload>, to: SocketAddr, service: Option<Arc<Service>>) -> Outbound {
+pub(super) fn direct(
+    source: &Workload,
+    workload: Arc<Workload>,
+    to: SocketAddr,
+    service: Option<Arc<Service>>,
+) -> Outbound {
     if workload.protocol == Protocol::Tcp {
         return Outbound::Plain { to, workload, service };
     }

@@ -11,6 +11,8 @@ use super::dns::{DnsCounters, DnsReading};
 pub struct Counters {
     /// Connections accepted from applications of enrolled pods.
     pub outbound: AtomicU64,
+    /// Connections accepted at node ports.
+    pub node_ports: AtomicU64,
     /// CONNECTs accepted for enrolled pods.
     pub inbound: AtomicU64,
     /// Plaintext connections accepted for enrolled pods.
@@ -49,6 +51,7 @@ pub struct Counters {
 #[derive(Debug, Serialize)]
 pub struct Reading {
     outbound: u64,
+    node_ports: u64,
     inbound: u64,
     plaintext: u64,
     gateway: u64,
@@ -101,6 +104,7 @@ impl Counters {
     pub fn read(&self) -> Reading {
         Reading {
             outbound: self.outbound.load(Relaxed),
+            node_ports: self.node_ports.load(Relaxed),
             inbound: self.inbound.load(Relaxed),
             plaintext: self.plaintext.load(Relaxed),
             gateway: self.gateway.load(Relaxed),

@@ -29,12 +29,14 @@ pub(super) enum AttachType {
     Peername4 = 29,
     Peername6 = 30,
     SkLookup = 36,
+    /// Arrivals at a device, since Linux 6.6.
+    TcxIngress = 46,
 }
 
 /// What a link is attached to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct LinkTarget {
-    /// Id of the cgroup, or inode of the network namespace; 0 when that is gone.
+    /// Id of the cgroup, inode of the network namespace or index of the device; 0 when that is gone.
     pub(super) id: u64,
     /// Id of the program.
     pub(super) program: u32,
@@ -94,6 +96,14 @@ pub(super) fn link(program: BorrowedFd<'_>, target: BorrowedFd<'_>, kind: Attach
     call(LINK_CREATE, &mut Attribute::new(&fields)).map(own)
 }
 
+/// Attaches `program` to what arrives at a device of the current namespace, before the programs that are there.
+pub(super) fn device_link(program: BorrowedFd<'_>, device: u32) -> io::Result<OwnedFd> {
+    /// `BPF_F_BEFORE`: with no other program named, the first place.
+    const FIRST: u32 = 1 << 3;
+    let fields = [program.as_raw_fd() as u32, device, AttachType::TcxIngress as u32, FIRST];
+    call(LINK_CREATE, &mut Attribute::new(&fields)).map(own)
+}
+
 /// Replaces the program of a link. No connection sees the link without a program.
 pub(super) fn replace_program(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     call(LINK_UPDATE, &mut Attribute::new(&[link.as_raw_fd() as u32, program.as_raw_fd() as u32])).map(drop)
@@ -107,7 +117,7 @@ pub(super) fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
 /// What a cgroup or namespace link is attached to.
 pub(super) fn link_target(link: BorrowedFd<'_>) -> io::Result<LinkTarget> {
     const TYPE_CGROUP: u32 = 3;
-    // struct bpf_link_info: type, id, prog_id, padding, then cgroup_id (64 bits) or netns_ino (32 bits).
+    // struct bpf_link_info: type, id, prog_id, padding, then cgroup_id (64 bits), netns_ino or ifindex (32 bits).
     let mut info = [0u32; 32];
     let [low, high] = pointer(info.as_mut_ptr());
     let length = size_of_val(&info) as u32;

@@ -68,6 +68,14 @@ pub enum LoadError {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// Node ports could not be set up or removed.
+    #[error("node ports: {action}: {source}")]
+    Entry {
+        /// What was tried, or what is wrong.
+        action: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
     /// The helper process did not do its part.
     #[error("netns helper: {0}")]
     Helper(io::Error),

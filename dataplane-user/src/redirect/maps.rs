@@ -4,7 +4,9 @@ use std::path::Path;
 
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, SkStorage, SockHash};
-use causeway_ebpf::abi::{Addr, Config, DnsPod, EnginePort, Flow, ListenerKey, Pod, PortKey, Record, ServerKey};
+use causeway_ebpf::abi::{
+    Addr, Config, DnsPod, EnginePort, EntryFlow, Flow, ListenerKey, NodePort, Pod, PortKey, Record, ServerKey,
+};
 
 use super::error::LoadError;
 
@@ -19,6 +21,8 @@ impl Abi for Config {}
 impl Abi for Pod {}
 impl Abi for DnsPod {}
 impl Abi for EnginePort {}
+impl Abi for EntryFlow {}
+impl Abi for NodePort {}
 impl Abi for ServerKey {}
 impl Abi for Flow {}
 impl Abi for ListenerKey {}
@@ -30,7 +34,7 @@ impl Abi for Record {}
 unsafe impl<T: Abi> aya::Pod for Plain<T> {}
 
 /// Maps that are pinned: they carry the state a next daemon adopts.
-pub(super) const PINNED: [&str; 15] = [
+pub(super) const PINNED: [&str; 21] = [
     "CONFIG",
     "PODS",
     "POD_BY_IP",
@@ -45,6 +49,12 @@ pub(super) const PINNED: [&str; 15] = [
     "DNS_PODS",
     "DNS_PORTS",
     "DNS_SERVERS",
+    "NODE_PORTS",
+    "ENTRY_FLOWS",
+    "ENTRY_FRAGMENTS",
+    "ENTRY_DEVICE",
+    "ENTRY_LOCAL",
+    "ENTRY_DIALLED",
     "COUNTERS",
 ];
 
@@ -61,6 +71,10 @@ pub(super) struct Maps {
     pub(super) dns_pods: HashMap<MapData, u64, Plain<DnsPod>>,
     pub(super) dns_ports: HashMap<MapData, Plain<ServerKey>, u16>,
     pub(super) dns_servers: HashMap<MapData, Plain<EnginePort>, Addr>,
+    pub(super) node_ports: HashMap<MapData, Plain<NodePort>, u32>,
+    pub(super) entry_flows: HashMap<MapData, Plain<EntryFlow>, u32>,
+    pub(super) entry_device: Array<MapData, u32>,
+    pub(super) entry_local: Array<MapData, Addr>,
     pub(super) counters: PerCpuArray<MapData, u64>,
 }
 
@@ -86,6 +100,10 @@ impl Maps {
             dns_pods: taken(object, "DNS_PODS")?,
             dns_ports: taken(object, "DNS_PORTS")?,
             dns_servers: taken(object, "DNS_SERVERS")?,
+            node_ports: taken(object, "NODE_PORTS")?,
+            entry_flows: taken(object, "ENTRY_FLOWS")?,
+            entry_device: taken(object, "ENTRY_DEVICE")?,
+            entry_local: taken(object, "ENTRY_LOCAL")?,
             counters: taken(object, "COUNTERS")?,
         };
         Ok((maps, taken(object, "ORIGINAL")?))

@@ -36,7 +36,7 @@ pub(super) fn open(uid: &str, reference: &NetnsRef) -> Result<Netns, EnrolError>
 }
 
 /// Whether an open file is a network namespace.
-fn is_netns(file: &File) -> bool {
+pub(super) fn is_netns(file: &File) -> bool {
     /// `NS_GET_NSTYPE` of linux/nsfs.h.
     const GET_TYPE: libc::Ioctl = 0xb703;
     // SAFETY: the request takes no argument.

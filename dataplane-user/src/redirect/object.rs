@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use aya::maps::MapInfo;
-use aya::programs::{CgroupSockAddr, ProgramError, SkLookup, SockOps};
+use aya::programs::{CgroupSockAddr, ProgramError, SchedClassifier, SkLookup, SockOps};
 use aya::{Ebpf, EbpfLoader};
 
 use super::bpf::{self, AttachType};
@@ -54,6 +54,18 @@ const HOOKS: [Hook; 9] = [
     Hook { program: "dns_send6", kind: AttachType::Sendmsg6, at: At::Pods, floor: "5.8" },
 ];
 
+/// Attached at the node's cgroup while there are node ports: what shows destinations before what rewrites them.
+const DIAL_HOOKS: [Hook; 4] = [
+    Hook { program: "entry_peer4", kind: AttachType::Peername4, at: At::Root, floor: "5.8" },
+    Hook { program: "entry_peer6", kind: AttachType::Peername6, at: At::Root, floor: "5.8" },
+    Hook { program: "entry_dial4", kind: AttachType::Connect4, at: At::Root, floor: "5.8" },
+    Hook { program: "entry_dial6", kind: AttachType::Connect6, at: At::Root, floor: "5.8" },
+];
+
+/// Programs that are attached to devices while there are node ports.
+const DEVICE_PROGRAMS: [&str; 2] = ["entry_uplink", "entry_return"];
+const DEVICE_FLOOR: &str = "5.10";
+
 /// The program that is attached to pods' namespaces.
 const LOOKUP: &str = "inbound_lookup";
 const LOOKUP_FLOOR: &str = "5.9";
@@ -76,8 +88,11 @@ pub(super) fn load(pins: &Pins) -> Result<Ebpf, LoadError> {
 
 fn load_programs(loader: &mut EbpfLoader<'_>, object: &[u8]) -> Result<Ebpf, LoadError> {
     let mut loaded = loader.load(object).map_err(Box::new)?;
-    for hook in &HOOKS {
+    for hook in HOOKS.iter().chain(&DIAL_HOOKS) {
         load_program(&mut loaded, hook.program, hook.floor)?;
+    }
+    for program in DEVICE_PROGRAMS {
+        load_program(&mut loaded, program, DEVICE_FLOOR)?;
     }
     load_program(&mut loaded, LOOKUP, LOOKUP_FLOOR)?;
     Ok(loaded)
@@ -89,6 +104,7 @@ fn load_program(loaded: &mut Ebpf, program: &'static str, floor: &'static str) -
     match program {
         "sockets" => <&mut SockOps>::try_from(found).and_then(SockOps::load),
         LOOKUP => <&mut SkLookup>::try_from(found).and_then(SkLookup::load),
+        "entry_uplink" | "entry_return" => <&mut SchedClassifier>::try_from(found).and_then(SchedClassifier::load),
         _ => <&mut CgroupSockAddr>::try_from(found).and_then(CgroupSockAddr::load),
     }
     .map_err(failed)
@@ -120,7 +136,16 @@ pub(super) fn lookup_program(loaded: &Ebpf) -> Result<OwnedFd, LoadError> {
 
 /// Attaches the cgroup programs, or puts them in place of those an earlier daemon attached.
 pub(super) fn attach(loaded: &Ebpf, pins: &Pins, root: &Path, pods: &Path) -> Result<(), LoadError> {
-    for hook in &HOOKS {
+    attach_hooks(&HOOKS, loaded, pins, (root, pods))
+}
+
+/// The same for what serves callers of node ports on the node itself.
+pub(super) fn attach_dial(loaded: &Ebpf, pins: &Pins, root: &Path) -> Result<(), LoadError> {
+    attach_hooks(&DIAL_HOOKS, loaded, pins, (root, root))
+}
+
+fn attach_hooks(hooks: &[Hook], loaded: &Ebpf, pins: &Pins, (root, pods): (&Path, &Path)) -> Result<(), LoadError> {
+    for hook in hooks {
         let folder = if hook.at == At::Root { root } else { pods };
         let failed =
             |source| LoadError::Attach { program: hook.program, target: folder.to_owned(), floor: hook.floor, source };
@@ -151,6 +176,23 @@ pub(super) fn attach_lookup(
     remove_link(pin)?;
     let link = bpf::link(program, netns, AttachType::SkLookup)?;
     bpf::pin(link.as_fd(), pin)
+}
+
+/// Attaches a program to a device by `attach`, or puts it in place of the one an earlier daemon attached there. The inner
+/// error is that of attaching.
+pub(super) fn attach_device(
+    loaded: &Ebpf,
+    program: &'static str,
+    pin: &Path,
+    device: u32,
+    attach: impl FnOnce(BorrowedFd<'_>) -> std::io::Result<OwnedFd>,
+) -> Result<std::io::Result<()>, LoadError> {
+    let program = program_fd(loaded, program)?;
+    if take_over(pin, u64::from(device), program) {
+        return Ok(Ok(()));
+    }
+    let link = remove_link(pin).and_then(|()| attach(program));
+    Ok(link.and_then(|link| bpf::pin(link.as_fd(), pin)))
 }
 
 /// Replaces the program of a pinned link if it is attached to `target`; whether that worked.

@@ -79,6 +79,12 @@ impl Pins {
         self.layout.join("links").join(program)
     }
 
+    /// Names of the pinned links.
+    pub(super) fn links(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.layout.join("links")).into_iter().flatten().filter_map(Result::ok);
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+    }
+
     /// Link of the socket lookup in the namespace with this cookie.
     pub(super) fn pod(&self, cookie: u64) -> PathBuf {
         self.layout.join("pods").join(cookie.to_string())

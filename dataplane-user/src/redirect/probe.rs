@@ -75,6 +75,8 @@ pub fn probe() -> Vec<Feature> {
     for (name, floor, kind) in PROGRAMS {
         add(name, floor, false, is_program_supported(kind).map_err(|error| reason(&error)));
     }
+    let device = is_program_supported(ProgramType::SchedClassifier).map_err(|error| reason(&error));
+    add("program type sched_cls (node ports; tcx needs 6.6)", "4.1", true, device);
     for (name, floor, kind) in MAPS {
         add(name, floor, false, is_map_supported(kind).map_err(|error| reason(&error)));
     }

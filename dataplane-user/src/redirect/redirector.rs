@@ -40,6 +40,8 @@ pub struct Redirector {
     /// Records of an earlier daemon by netns cookie, until they are enrolled again or swept.
     pub(super) adopted: BTreeMap<u64, Record>,
     pub(super) next_pod: u32,
+    /// What there is for node ports.
+    pub(super) entry: Option<super::entry::Entry>,
     engine: u64,
     original: OriginalDst,
     pub(super) loaded: Ebpf,
@@ -83,6 +85,7 @@ impl Redirector {
             pods: BTreeMap::new(),
             adopted: BTreeMap::new(),
             next_pod: 1,
+            entry: None,
             engine,
             original: OriginalDst::new(original),
             loaded,

@@ -4,14 +4,14 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use super::error::{EnrolError, LoadError};
-use super::helper::undo;
+use super::helper::{entry, undo};
 use super::maps::pinned_records;
 use super::netns;
 use super::pins::Pins;
 use super::record;
 use super::system::in_netns;
 
-/// Removes every pin, rule, route and sysctl change of `instance`. Connections are passed from then on. Returns what could not
+/// Removes every pin, rule, route and sysctl change of `instance`, and what it set up for node ports. Connections are passed from then on. Returns what could not
 /// be undone inside a pod's namespace; everything else is gone then too.
 ///
 /// # Errors
@@ -24,6 +24,10 @@ pub fn uninstall(bpffs: &Path, instance: &str) -> Result<Vec<EnrolError>, LoadEr
     let records = if pins.map("RECORDS").exists() { pinned_records(&pins.map("RECORDS"))? } else { Vec::new() };
     pins.remove()?;
     let mut failures = Vec::new();
+    if let Err(error) = entry::close(instance) {
+        let (uid, action) = (String::from("node ports"), error.action);
+        failures.push(EnrolError::Step { uid, action, source: error.source });
+    }
     for (_cookie, kept) in records {
         let Some(netns) = netns::find(&record::path(&kept), kept.inode) else {
             continue;

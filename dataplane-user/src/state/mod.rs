@@ -11,6 +11,7 @@ mod headless;
 mod intern;
 mod model;
 mod node;
+mod node_port;
 mod policy;
 mod ports;
 mod ranges;
@@ -32,6 +33,7 @@ pub use node::{
     ControlPlane, Enrolment, Exclusions, ExistingConnections, Exports, GatewayAddress, GatewayEntry, GatewayRole,
     NetworkTrust, NodeConfig, PlaintextToMesh, SourceMatch, TrustedDomain,
 };
+pub use node_port::{Entry, NodePort, NodePortTarget, TrustedEntries};
 pub use policy::{Action, Match, Policy, PolicyScope, ServiceAccountMatch, StringMatch};
 pub use ports::{Memberships, Ports};
 pub use service::{

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::{Cidr, Egress, Telemetry};
+use super::{Cidr, Egress, Entry, NodePort, Telemetry, TrustedEntries};
 use crate::identity::{SpiffeId, StoreConfig};
 
 /// A dialable gateway address.
@@ -212,6 +212,12 @@ pub struct NodeConfig {
     pub egress_of: BTreeMap<Arc<str>, Egress>,
     /// Istio's control plane, if there is one.
     pub control_plane: Option<ControlPlane>,
+    /// Where connections to node ports come in, if there are any.
+    pub entry: Option<Entry>,
+    /// Services reached at a port of this node.
+    pub node_ports: Vec<NodePort>,
+    /// Who is believed about clients outside the mesh.
+    pub trusted_entries: TrustedEntries,
     /// Access log and spans.
     pub telemetry: Telemetry,
 }

@@ -7,7 +7,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
 use super::writer::Shadow;
-use super::{Applied, Model, SourceId, Update};
+use super::{Applied, Model, NodeConfig, NodePort, SourceId, Update};
 
 /// Holds the newest snapshot. Readers never wait for writers; each change raises the generation.
 #[derive(Debug)]
@@ -28,6 +28,10 @@ struct Writer {
     awaited: Vec<SourceId>,
     /// Snapshots that a reader may still hold.
     retired: Vec<Arc<Model>>,
+    /// What the file says this node does; what else is known of it is added in the model.
+    file: Option<Arc<NodeConfig>>,
+    /// Node ports that the file does not know of.
+    discovered: Vec<NodePort>,
 }
 
 impl ModelStore {
@@ -92,11 +96,26 @@ impl ModelStore {
     pub fn replace(&self, file: Model) -> Applied {
         let mut writer = self.writer();
         let mut model = (*self.load()).clone();
-        model.set_node(file.node.clone());
+        writer.file = Some(file.node.clone());
+        model.set_node(with_discovered(&file.node, &writer.discovered));
         let update = writer.shadow.difference(&model, SourceId::FILE, &file);
         let applied = writer.shadow.apply(&mut model, SourceId::FILE, update);
         self.publish(&mut writer, model, true);
         applied
+    }
+
+    /// Takes over the node ports that something besides the file knows of, as a watch of services: all there are now. What the
+    /// file says of a port counts first.
+    pub fn set_node_ports(&self, discovered: Vec<NodePort>) {
+        let mut writer = self.writer();
+        if writer.discovered == discovered {
+            return;
+        }
+        writer.discovered = discovered;
+        let mut model = (*self.load()).clone();
+        let file = writer.file.get_or_insert_with(|| model.node.clone()).clone();
+        model.set_node(with_discovered(&file, &writer.discovered));
+        self.publish(&mut writer, model, false);
     }
 
     fn publish(&self, writer: &mut Writer, model: Model, authorization: bool) {
@@ -140,8 +159,58 @@ impl ModelStore {
     }
 }
 
+/// The node's part of the file with node ports that the file does not have.
+fn with_discovered(file: &Arc<NodeConfig>, discovered: &[NodePort]) -> Arc<NodeConfig> {
+    let taken = |port: u16| file.node_ports.iter().any(|own| own.port == port || own.health_check == Some(port));
+    let free = |port: &&NodePort| !taken(port.port) && !port.health_check.is_some_and(taken);
+    let fresh: Vec<NodePort> = discovered.iter().filter(free).cloned().collect();
+    if fresh.is_empty() {
+        return file.clone();
+    }
+    let mut node = (**file).clone();
+    node.node_ports.extend(fresh);
+    Arc::new(node)
+}
+
 impl Writer {
     fn clean(&mut self) {
         self.retired.retain(|model| Arc::strong_count(model) > 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+    use std::path::Path;
+
+    use super::*;
+    use crate::state::{IpFamilies, NodePortTarget, file};
+
+    fn model(ports: &str) -> Model {
+        let text = format!(
+            "causeway: {{node: n, network: net, identity: {{caDirectory: c}}, \
+             entry: {{identity: spiffe://cluster.local/ns/i/sa/e}}, nodePorts: [{ports}]}}"
+        );
+        file::parse(&text, Path::new("m.yaml")).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    fn port(port: u16, health_check: Option<u16>) -> NodePort {
+        let target = NodePortTarget::Service { key: "ns/web".into(), port: 80 };
+        NodePort { port, target, local: true, health_check, families: IpFamilies::Dual }
+    }
+
+    #[test]
+    fn discovered_node_ports_stand_beside_those_of_the_file_and_outlive_its_changes() {
+        let store = ModelStore::new(model("{gateway: true, nodePort: 31000}"));
+        let known = || store.load().node.node_ports.iter().map(|port| port.port).collect::<Vec<_>>();
+        store.set_node_ports(vec![port(30080, Some(32080)), port(31000, None), port(30081, Some(31000))]);
+        assert_eq!(known(), [31000, 30080], "the file counts first, for health checks too");
+        let generation = store.generation();
+        store.set_node_ports(vec![port(30080, Some(32080)), port(31000, None), port(30081, Some(31000))]);
+        assert_eq!(store.generation(), generation, "the same again changes nothing");
+        store.replace(model(""));
+        assert_eq!(known(), [30080, 31000, 30081]);
+        store.set_node_ports(Vec::new());
+        assert_eq!(known(), [0u16; 0]);
     }
 }

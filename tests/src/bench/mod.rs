@@ -2,6 +2,7 @@
 //! machine does meets all of them. Figures are ratios to plain TCP of the same round, with their range.
 
 mod machine;
+pub mod node_port;
 pub mod scale;
 mod stage;
 mod table;

@@ -73,7 +73,7 @@ fn of_counterparts(results: &[Results], read: fn(&Round) -> f64) -> Option<Vec<S
 }
 
 /// The median with the range in brackets.
-fn spread(mut values: Vec<f64>, digits: usize) -> String {
+pub(super) fn spread(mut values: Vec<f64>, digits: usize) -> String {
     values.sort_by(f64::total_cmp);
     let (Some(low), Some(high)) = (values.first(), values.last()) else { return "-".to_owned() };
     let middle = values.get(values.len() / 2).unwrap_or(low);

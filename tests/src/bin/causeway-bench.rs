@@ -16,9 +16,22 @@ struct Cli {
     /// Also write the results to this JSON file
     #[arg(long)]
     json: Option<PathBuf>,
+    /// New connections to a node port instead, with and without 10,000 rules of kube-proxy's kind
+    #[arg(long)]
+    node_port: bool,
 }
 
 fn main() -> ExitCode {
-    let Cli { rounds, only, json } = Cli::parse();
+    let Cli { rounds, only, json, node_port } = Cli::parse();
+    if node_port {
+        testkit::sys::catch_interrupts();
+        return match testkit::bench::node_port::run(rounds) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("error: {error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     testkit::bench::run(&testkit::bench::Options { rounds, only, json })
 }

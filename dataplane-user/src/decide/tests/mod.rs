@@ -3,6 +3,7 @@
 
 mod balancing;
 mod egress;
+mod entry;
 mod gateways;
 mod inbound;
 mod outbound;

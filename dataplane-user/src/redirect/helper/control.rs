@@ -4,6 +4,7 @@ use std::io;
 use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use super::entry;
 use super::podnet::{Saved, StepError};
 use super::wire::{self, PACKET_LENGTH, Packet, Reader, tag};
 use crate::redirect::enrol::{PodId, WorkerListeners};
@@ -60,10 +61,7 @@ impl Control {
                 tag::LISTENERS => listeners.push(worker_listeners(answer.fds)?),
                 tag::OPENED => {
                     let saved = Saved::read(&mut fields).map_err(talking)?;
-                    let mut addresses = Vec::new();
-                    while let Some(address) = fields.address().map_err(talking)? {
-                        addresses.push(address);
-                    }
+                    let addresses = fields.addresses().map_err(talking)?;
                     return Ok(OpenedPod { saved, addresses, listeners });
                 }
                 _ => return Err(unexpected()),
@@ -101,6 +99,71 @@ impl Control {
             return Err(unexpected());
         }
         Ok(answer.fds.into_iter().map(UdpSocket::from).collect())
+    }
+
+    /// Makes the namespace for node ports, or brings it to what is wanted now.
+    pub(in crate::redirect) fn entry(
+        &self,
+        wanted: &entry::Wanted,
+        node: BorrowedFd<'_>,
+    ) -> Result<entry::Opened, StepError> {
+        wanted.write(Packet::new(tag::ENTRY)).send(self.channel.as_fd(), &[node]).map_err(talking)?;
+        let Answer { bytes, fds } = self.answer()?;
+        let mut fields = Reader::new(&bytes);
+        let (Ok(tag::ENTRY_OPENED), Some(netns)) = (fields.u8(), fds.into_iter().next()) else {
+            return Err(unexpected());
+        };
+        let device = fields.u32().map_err(talking)?;
+        let mut uplinks = Vec::new();
+        for _ in 0..fields.u8().map_err(talking)? {
+            uplinks.push((fields.text().map_err(talking)?, fields.u32().map_err(talking)?));
+        }
+        let addresses = fields.addresses().map_err(talking)?;
+        Ok(entry::Opened { netns, device, uplinks, addresses })
+    }
+
+    /// Attaches a program to a device of a namespace; returns the link.
+    pub(in crate::redirect) fn attach(
+        &self,
+        device: u32,
+        netns: BorrowedFd<'_>,
+        program: BorrowedFd<'_>,
+    ) -> Result<OwnedFd, StepError> {
+        Packet::new(tag::ATTACH).u32(device).send(self.channel.as_fd(), &[netns, program]).map_err(talking)?;
+        let answer = self.answer()?;
+        match (answer.bytes.first(), answer.fds.into_iter().next()) {
+            (Some(&tag::ATTACHED), Some(link)) => Ok(link),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Opens a listener for each worker on a port of a namespace.
+    pub(in crate::redirect) fn listen(
+        &self,
+        port: u16,
+        workers: usize,
+        netns: BorrowedFd<'_>,
+    ) -> Result<Vec<TcpListener>, StepError> {
+        let request = Packet::new(tag::LISTEN).u32(u32::from(port)).u32(workers as u32);
+        request.send(self.channel.as_fd(), &[netns]).map_err(talking)?;
+        let mut listeners = Vec::with_capacity(workers);
+        loop {
+            let answer = self.answer()?;
+            let mut fields = Reader::new(&answer.bytes);
+            let (Ok(tag::LISTENING), Ok(left)) = (fields.u8(), fields.u32()) else {
+                return Err(unexpected());
+            };
+            listeners.extend(answer.fds.into_iter().map(TcpListener::from));
+            if left == 0 {
+                return Ok(listeners);
+            }
+        }
+    }
+
+    /// Removes the namespace for node ports.
+    pub(in crate::redirect) fn entry_close(&self, instance: &str) -> Result<(), StepError> {
+        Packet::new(tag::ENTRY_CLOSE).text(instance).send(self.channel.as_fd(), &[]).map_err(talking)?;
+        self.done()
     }
 
     /// Stops sockets for a pod.

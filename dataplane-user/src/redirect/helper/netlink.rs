@@ -15,16 +15,17 @@ const LOOPBACK: u32 = 1;
 
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
-const RTM_NEWADDR: u16 = 20;
-const RTM_GETADDR: u16 = 22;
-const RTM_NEWROUTE: u16 = 24;
+pub(super) const RTM_NEWADDR: u16 = 20;
+pub(super) const RTM_GETADDR: u16 = 22;
+pub(super) const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
 const RTM_NEWRULE: u16 = 32;
 const RTM_DELRULE: u16 = 33;
 const FLAG_REQUEST: u16 = 1;
 pub(super) const FLAG_ACK: u16 = 4;
-const FLAG_EXCLUSIVE: u16 = 0x200;
-const FLAG_CREATE: u16 = 0x400;
+pub(super) const FLAG_EXCLUSIVE: u16 = 0x200;
+pub(super) const FLAG_CREATE: u16 = 0x400;
+pub(super) const FLAG_REPLACE: u16 = 0x100;
 pub(super) const FLAG_DUMP: u16 = 0x300;
 
 /// Address family of a rule or route.
@@ -47,10 +48,12 @@ impl Request {
         bytes.extend_from_slice(fixed);
         Self(bytes)
     }
-    fn attribute(mut self, kind: u16, value: u32) -> Self {
-        self.0.extend_from_slice(&8u16.to_ne_bytes());
-        self.0.extend_from_slice(&kind.to_ne_bytes());
-        self.0.extend_from_slice(&value.to_ne_bytes());
+    pub(super) fn attribute(self, kind: u16, value: u32) -> Self {
+        self.bytes(kind, &value.to_ne_bytes())
+    }
+    /// An attribute whose value is these bytes.
+    pub(super) fn bytes(mut self, kind: u16, value: &[u8]) -> Self {
+        self.0.extend_from_slice(&attribute(kind, value));
         self
     }
     pub(super) fn finish(mut self) -> Vec<u8> {
@@ -60,6 +63,33 @@ impl Request {
         }
         self.0
     }
+}
+
+/// An attribute as it lies in a message, with what fills it up to a multiple of four.
+pub(super) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    let length = 4 + value.len();
+    let mut bytes = Vec::with_capacity(length.next_multiple_of(4));
+    bytes.extend_from_slice(&(length as u16).to_ne_bytes());
+    bytes.extend_from_slice(&kind.to_ne_bytes());
+    bytes.extend_from_slice(value);
+    bytes.resize(length.next_multiple_of(4), 0);
+    bytes
+}
+
+/// Attributes behind the fixed part of a message: kind and value.
+pub(super) fn attributes(mut rest: &[u8]) -> Vec<(u16, &[u8])> {
+    /// Bits of the kind that say how the value is laid out.
+    const FLAGS: u16 = 0xc000;
+    let mut found = Vec::new();
+    while let Some(head) = number(rest, 0) {
+        let (length, kind) = ((head & 0xffff) as usize, (head >> 16) as u16);
+        let Some(value) = rest.get(4..length) else {
+            break;
+        };
+        found.push((kind & !FLAGS, value));
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    found
 }
 
 /// A netlink socket of the current namespace.
@@ -153,7 +183,7 @@ impl Netlink {
 }
 
 /// Takes one error as success.
-fn accept(result: io::Result<()>, fine: i32) -> io::Result<()> {
+pub(super) fn accept(result: io::Result<()>, fine: i32) -> io::Result<()> {
     match result {
         Err(error) if error.raw_os_error() == Some(fine) => Ok(()),
         other => other,
@@ -226,21 +256,17 @@ fn address_of(body: &[u8]) -> Option<IpAddr> {
     if index == LOOPBACK || scope != SCOPE_GLOBAL {
         return None;
     }
-    let mut rest = body.get(8..)?;
     let mut address = None;
-    while let Some(head) = number(rest, 0) {
-        let (length, kind) = ((head & 0xffff) as usize, (head >> 16) as u16);
-        let value = rest.get(4..length)?;
+    for (kind, value) in attributes(body.get(8..)?) {
         // On a point-to-point device IFA_ADDRESS is the peer's and IFA_LOCAL our own.
         if kind == IFA_LOCAL || (kind == IFA_ADDRESS && address.is_none()) {
             address = parse(value);
         }
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
     address
 }
 
-fn parse(value: &[u8]) -> Option<IpAddr> {
+pub(super) fn parse(value: &[u8]) -> Option<IpAddr> {
     if let Ok(v4) = <[u8; 4]>::try_from(value) {
         return Some(IpAddr::from(v4));
     }

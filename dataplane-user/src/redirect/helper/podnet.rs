@@ -32,7 +32,7 @@ pub(in crate::redirect) struct StepError {
 }
 
 /// Names the step of an error.
-fn step<T>(action: impl Into<String>, result: io::Result<T>) -> Result<T, StepError> {
+pub(super) fn step<T>(action: impl Into<String>, result: io::Result<T>) -> Result<T, StepError> {
     result.map_err(|source| StepError { action: action.into(), source })
 }
 
@@ -103,7 +103,7 @@ fn open_steps(workers: usize, saved: &mut Saved) -> Result<Opened, StepError> {
     let kinds = [OUTBOUND_PORT, PLAINTEXT_PORT, HBONE_PORT];
     let mut groups = Vec::with_capacity(kinds.len());
     for port in kinds {
-        groups.push(step(format!("opening listeners on port {port}"), listen(port, workers))?.into_iter());
+        groups.push(step(format!("opening listeners on port {port}"), listen(port, workers, true))?.into_iter());
     }
     let mut listeners = Vec::with_capacity(workers);
     let mut groups = groups.into_iter();
@@ -143,7 +143,7 @@ pub(in crate::redirect) fn undo(saved: Saved) -> Result<(), StepError> {
 /// Raises a sysctl of the current namespace to `least`; returns the value to restore, negative if it was high enough.
 ///
 /// The files below /proc/sys/net are those of the namespace the opening thread is in.
-fn raise_sysctl(path: &str, least: i32) -> Result<i32, StepError> {
+pub(super) fn raise_sysctl(path: &str, least: i32) -> Result<i32, StepError> {
     let text = step(format!("reading {path}"), fs::read_to_string(path))?;
     let value: i32 = text.trim().parse().unwrap_or(0);
     if value >= least {
@@ -153,14 +153,14 @@ fn raise_sysctl(path: &str, least: i32) -> Result<i32, StepError> {
     Ok(value)
 }
 
-/// One listener for each worker on `port`, or on a port of the kernel's choice where the application holds that one: the
-/// socket lookup selects the listener, whatever its port.
-fn listen(port: u16, workers: usize) -> io::Result<Vec<OwnedFd>> {
+/// One listener for each worker on `port`, or, where `any` will do, on a port of the kernel's choice if the application holds
+/// that one: the socket lookup selects the listener, whatever its port.
+pub(super) fn listen(port: u16, workers: usize, any: bool) -> io::Result<Vec<OwnedFd>> {
     let mut group: Vec<OwnedFd> = Vec::with_capacity(workers);
     let mut bound = port;
     for index in 0..workers.max(1) {
         let listener = match listener(bound) {
-            Err(error) if index == 0 && error.kind() == io::ErrorKind::AddrInUse => listener(0)?,
+            Err(error) if any && index == 0 && error.kind() == io::ErrorKind::AddrInUse => listener(0)?,
             other => other?,
         };
         if index == 0 {

@@ -6,8 +6,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::diag;
+use super::entry;
 use super::podnet::{self, Opened, Saved, StepError};
 use super::wire::{self, MAX_FDS, PACKET_LENGTH, Packet, Reader, tag};
+use crate::redirect::bpf;
 use crate::redirect::privileges;
 use crate::redirect::sockets::{Family, SocketKind};
 use crate::redirect::system::{check, current_netns, enter_netns, own};
@@ -104,6 +106,36 @@ pub fn serve(fd: RawFd) -> io::Result<()> {
                     Err(error) => answer_failed(channel.as_fd(), &error)?,
                 }
             }
+            tag::ENTRY => {
+                let wanted = entry::Wanted::read(&mut fields)?;
+                let node = fds.next().ok_or_else(missing_descriptor)?;
+                match entry::open(&wanted, node.as_fd(), home.as_fd()) {
+                    Ok(opened) => answer_entry(channel.as_fd(), &opened)?,
+                    Err(error) => answer_failed(channel.as_fd(), &error)?,
+                }
+            }
+            tag::ATTACH => {
+                let device = fields.u32()?;
+                let netns = fds.next().ok_or_else(missing_descriptor)?;
+                let program = fds.next().ok_or_else(missing_descriptor)?;
+                let attach = || podnet::step("attaching", bpf::device_link(program.as_fd(), device));
+                match inside(netns.as_fd(), home.as_fd(), attach) {
+                    Ok(link) => Packet::new(tag::ATTACHED).send(channel.as_fd(), &[link.as_fd()])?,
+                    Err(error) => answer_failed(channel.as_fd(), &error)?,
+                }
+            }
+            tag::LISTEN => {
+                let (port, workers) = (fields.u32()? as u16, fields.u32()? as usize);
+                let netns = fds.next().ok_or_else(missing_descriptor)?;
+                match inside(netns.as_fd(), home.as_fd(), || entry::listeners(port, workers)) {
+                    Ok(listeners) => answer_listeners(channel.as_fd(), &listeners)?,
+                    Err(error) => answer_failed(channel.as_fd(), &error)?,
+                }
+            }
+            tag::ENTRY_CLOSE => match entry::close(&fields.text()?) {
+                Ok(()) => Packet::new(tag::DONE).send(channel.as_fd(), &[])?,
+                Err(error) => answer_failed(channel.as_fd(), &error)?,
+            },
             tag::FORGET => {
                 pods.remove(fields.u32()?);
                 Packet::new(tag::DONE).send(channel.as_fd(), &[])?;
@@ -120,7 +152,7 @@ fn missing_descriptor() -> io::Error {
 }
 
 /// Runs `action` inside `netns` and comes back: a thread that stayed would keep the namespace alive.
-fn inside<T>(
+pub(super) fn inside<T>(
     netns: BorrowedFd<'_>,
     home: BorrowedFd<'_>,
     action: impl FnOnce() -> Result<T, StepError>,
@@ -145,6 +177,25 @@ fn answer_opened(channel: BorrowedFd<'_>, opened: Opened) -> io::Result<()> {
         packet = packet.address(*address);
     }
     packet.send(channel, &[])
+}
+
+fn answer_entry(channel: BorrowedFd<'_>, opened: &entry::Opened) -> io::Result<()> {
+    let mut packet = Packet::new(tag::ENTRY_OPENED).u32(opened.device).u8(opened.uplinks.len() as u8);
+    for (name, index) in &opened.uplinks {
+        packet = packet.text(name).u32(*index);
+    }
+    let packet = opened.addresses.iter().fold(packet, |packet, address| packet.address(*address));
+    packet.send(channel, &[opened.netns.as_fd()])
+}
+
+fn answer_listeners(channel: BorrowedFd<'_>, listeners: &[OwnedFd]) -> io::Result<()> {
+    let mut left = listeners.len();
+    for some in listeners.chunks(MAX_FDS) {
+        left -= some.len();
+        let some: Vec<BorrowedFd<'_>> = some.iter().map(AsFd::as_fd).collect();
+        Packet::new(tag::LISTENING).u32(left as u32).send(channel, &some)?;
+    }
+    Ok(())
 }
 
 fn answer_failed(channel: BorrowedFd<'_>, error: &StepError) -> io::Result<()> {

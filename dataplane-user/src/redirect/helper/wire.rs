@@ -32,6 +32,21 @@ pub(crate) mod tag {
     pub const DNS: u8 = 12;
     /// Helper to daemon: DNS sockets as descriptors.
     pub const DNS_SOCKETS: u8 = 13;
+    /// Daemon to helper: what [`entry::Wanted`](super::super::entry::Wanted) writes; the node's namespace as descriptor.
+    pub const ENTRY: u8 = 14;
+    /// Helper to daemon: index of the device, number of uplinks, name and index of each, addresses; the entry's namespace as
+    /// descriptor.
+    pub const ENTRY_OPENED: u8 = 15;
+    /// Daemon to helper: index of a device; its namespace and a program as descriptors.
+    pub const ATTACH: u8 = 16;
+    /// Helper to daemon: the link as descriptor.
+    pub const ATTACHED: u8 = 17;
+    /// Daemon to helper: port, workers; a namespace as descriptor.
+    pub const LISTEN: u8 = 18;
+    /// Helper to daemon: how many listeners follow after these; these as descriptors.
+    pub const LISTENING: u8 = 19;
+    /// Daemon to helper: name of the instance whose entry is to be removed.
+    pub const ENTRY_CLOSE: u8 = 20;
     /// Helper to daemon: done.
     pub const DONE: u8 = 7;
     /// Helper to daemon: errno, then what was tried as text.
@@ -81,6 +96,12 @@ impl Packet {
             std::net::IpAddr::V6(v6) => self.u8(16).bytes(&v6.octets()),
         }
     }
+    /// Appends a text of up to 255 bytes: its length, then its bytes.
+    pub fn text(self, value: &str) -> Self {
+        let bytes = value.as_bytes();
+        let bytes = bytes.get(..255).unwrap_or(bytes);
+        self.u8(bytes.len() as u8).bytes(bytes)
+    }
     /// Sends the packet with descriptors beside it.
     pub fn send(&self, channel: BorrowedFd<'_>, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         send(channel, &self.bytes, fds)
@@ -128,6 +149,22 @@ impl<'a> Reader<'a> {
             16 => Ok(Some(std::net::IpAddr::from(self.take::<16>()?))),
             _ => Err(io::Error::new(io::ErrorKind::InvalidData, "address of unknown length")),
         }
+    }
+    /// Every address up to the end of the packet.
+    pub fn addresses(&mut self) -> io::Result<Vec<std::net::IpAddr>> {
+        let mut found = Vec::new();
+        while let Some(address) = self.address()? {
+            found.push(address);
+        }
+        Ok(found)
+    }
+    /// The next text.
+    pub fn text(&mut self) -> io::Result<String> {
+        let length = usize::from(self.u8()?);
+        let short = || io::Error::new(io::ErrorKind::InvalidData, "packet too short");
+        let (text, rest) = self.rest.split_at_checked(length).ok_or_else(short)?;
+        self.rest = rest;
+        String::from_utf8(text.to_vec()).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
     }
     /// Everything that is left.
     pub fn rest(&self) -> &'a [u8] {

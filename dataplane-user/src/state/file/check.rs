@@ -2,7 +2,7 @@
 
 use super::locate::Place;
 use super::{Problems, raw};
-use crate::state::{Destination, Model, Workload, normal_host};
+use crate::state::{Destination, Model, NodePortTarget, Workload, normal_host};
 
 /// Reports references that lead nowhere.
 pub(super) fn references(file: &raw::File, model: &Model, problems: &mut Problems) {
@@ -134,6 +134,7 @@ fn node_references(file: &raw::File, model: &Model, problems: &mut Problems) {
             );
         }
     }
+    node_port_references(model, &causeway, problems);
     for (index, text) in file.causeway.exports.iter().enumerate() {
         if text != "*" && !told_by_others(model) && !knows_service(model, text) {
             problems.add(
@@ -141,6 +142,30 @@ fn node_references(file: &raw::File, model: &Model, problems: &mut Problems) {
                 format!("no service {text:?} in this file"),
                 "add it under services, or correct namespace and hostname",
             );
+        }
+    }
+}
+
+fn node_port_references(model: &Model, causeway: &Place, problems: &mut Problems) {
+    // A control plane may publish what the file names and does not hold.
+    if told_by_others(model) {
+        return;
+    }
+    for (index, entry) in model.node.node_ports.iter().enumerate() {
+        let NodePortTarget::Service { key, port } = &entry.target else { continue };
+        let place = causeway.key("nodePorts").index(index);
+        match model.service_by_key(key) {
+            None => problems.add(
+                &place.key("service"),
+                format!("no service {key:?} in this file"),
+                "add it under services, or correct namespace and hostname",
+            ),
+            Some(service) if !service.ports.contains_key(port) => problems.add(
+                &place.key("port"),
+                format!("{key} has no port {port}"),
+                "write one of the service's ports, or add it there",
+            ),
+            Some(_) => {}
         }
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::convert::{Unique, cidr, gateway_address, identity, required, service_key, socket};
 use super::convert_egress::{egress, egress_of};
+use super::convert_entry::{self, Here};
 use super::convert_telemetry::telemetry;
 use super::locate::Place;
 use super::{Problems, raw_node as raw};
@@ -38,6 +39,8 @@ pub(super) fn node(raw: &raw::Node, base: &Path, problems: &mut Problems) -> Opt
         );
     }
     let role = raw.gateway.as_ref().map(|role| gateway_role(role, trust_domain, &place.key("gateway"), problems));
+    let here = Here { node: &raw.node, cluster: &raw.cluster, network: &raw.network, trust_domain, base };
+    let entry = raw.entry.as_ref().map(|entry| convert_entry::entry(entry, &here, &place.key("entry"), problems));
     Some(NodeConfig {
         node: required(&raw.node, &place.key("node"), problems),
         cluster: raw.cluster.as_str().into(),
@@ -74,6 +77,9 @@ pub(super) fn node(raw: &raw::Node, base: &Path, problems: &mut Problems) -> Opt
         egress: egress(raw.outbound, &raw.outbound_allowed, &place, problems),
         egress_of: egress_of(raw, &place.key("enrol"), problems),
         control_plane,
+        node_ports: convert_entry::node_ports(&raw.node_ports, entry.is_some(), &place.key("nodePorts"), problems),
+        entry: entry.flatten(),
+        trusted_entries: convert_entry::trusted_entries(&raw.trusted_entries, &place.key("trustedEntries"), problems),
         telemetry: telemetry(raw, &place, problems),
     })
 }

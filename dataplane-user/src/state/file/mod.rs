@@ -7,12 +7,14 @@
 mod check;
 mod convert;
 mod convert_egress;
+mod convert_entry;
 mod convert_mesh;
 mod convert_node;
 mod convert_telemetry;
 mod error;
 mod locate;
 mod raw;
+mod raw_entry;
 mod raw_node;
 mod watch;
 

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::Defaults;
+use super::{Defaults, raw_entry};
 
 /// What this node does.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -57,6 +57,15 @@ pub(super) struct Node {
     /// With outbound: registry-only, destinations outside the mesh that may be reached all the same.
     #[serde(default)]
     pub(super) outbound_allowed: Vec<AllowedRange>,
+    /// Where connections to node ports come in.
+    #[serde(default)]
+    pub(super) entry: Option<raw_entry::Entry>,
+    /// Services that are reached at a port of this node.
+    #[serde(default)]
+    pub(super) node_ports: Vec<raw_entry::NodePort>,
+    /// Who is believed about the address of a client outside the mesh, for policies and the application; without it, nobody.
+    #[serde(default)]
+    pub(super) trusted_entries: raw_entry::TrustedEntries,
     /// Of the environment alone.
     #[serde(skip)]
     pub(super) preferred_namespace: String,

@@ -1,6 +1,8 @@
 //! Reading model files: what is accepted, and what each mistake is answered with.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed step is a failed test")]
 
+mod node_ports;
+
 use std::path::Path;
 
 use super::*;
