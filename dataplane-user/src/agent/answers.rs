@@ -77,7 +77,7 @@ impl Answers {
         let waiting = model.node.enrol.iter().map(|enrolment| &enrolment.workload);
         let waiting: Vec<&str> = waiting.filter(|uid| model.workload(uid).is_none()).map(|uid| &**uid).collect();
         json!({
-            "ready": pods.failed.is_empty() && model.synced,
+            "ready": (pods.failed.is_empty() || pods.from_api) && !pods.incomplete && model.synced,
             "synced": model.synced,
             "waiting_for_workloads": waiting,
             "control_planes": control_plane::report(&self.shared.control_planes),
@@ -98,7 +98,12 @@ impl Answers {
 impl Source for Answers {
     fn pending(&self) -> Vec<String> {
         let pods = self.report();
-        let mut pending: Vec<String> = pods.failed.iter().map(|(uid, why)| format!("{uid}: {why}")).collect();
+        // A pod that only the API asks for must not hold up what else the node does; it has an event of its own.
+        let failed = pods.failed.iter().filter(|_| !pods.from_api);
+        let mut pending: Vec<String> = failed.map(|(uid, why)| format!("{uid}: {why}")).collect();
+        if pods.incomplete {
+            pending.push("the Kubernetes API has not told which pods belong to the mesh yet".to_owned());
+        }
         pending.extend(pods.model_error.clone());
         if !self.shared.model.load().synced {
             pending.push("the control plane has not told all it knows yet".to_owned());

@@ -22,7 +22,7 @@ use tokio::{
 };
 use tracing::warn;
 
-use super::{dns, gateways::Health, inbound, outbound, plaintext};
+use super::{dns, gateways::Health, inbound, outbound, plaintext, proof::Proofs};
 use crate::{
     dns::Reserved,
     gateway::{Gateway, Load},
@@ -63,6 +63,8 @@ pub struct Shared {
     pub counters: Arc<Counters>,
     /// Connections open now.
     pub connections: Arc<Connections>,
+    /// Connections by which the capture of a pod is tried.
+    pub proofs: Proofs,
 }
 
 /// An order from the control thread.
@@ -315,6 +317,9 @@ where
         Ok(listener) => {
             let drain = worker.drain.clone();
             let task = spawn_local(accept(listener, drain, move |socket, from| {
+                if worker.shared.proofs.is_one(from) {
+                    return;
+                }
                 let (worker, pod) = (worker.clone(), pod.clone());
                 spawn_local(async move {
                     pod.open.fetch_add(1, Relaxed);

@@ -8,4 +8,5 @@ pub mod show;
 pub mod status;
 pub mod top;
 pub mod uninstall;
+pub mod unmark;
 pub mod validate;

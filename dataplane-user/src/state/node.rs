@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -44,6 +44,10 @@ pub struct Enrolment {
     pub workload: Arc<str>,
     /// Path of its network namespace.
     pub netns: PathBuf,
+    /// Inode of that namespace, where it is known: another one at the same path is not the workload's.
+    pub inode: Option<u64>,
+    /// Addresses that it must have; empty where nobody has said.
+    pub ips: Vec<IpAddr>,
     /// Path of its cgroup.
     pub cgroup: Option<PathBuf>,
     /// Connections open at that time.

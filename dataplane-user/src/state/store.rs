@@ -7,7 +7,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
 use super::writer::Shadow;
-use super::{Applied, Model, SourceId, Update};
+use super::{Applied, Enrolment, Model, NodeConfig, SourceId, Update};
 
 /// Holds the newest snapshot. Readers never wait for writers; each change raises the generation.
 #[derive(Debug)]
@@ -97,6 +97,14 @@ impl ModelStore {
         let applied = writer.shadow.apply(&mut model, SourceId::FILE, update);
         self.publish(&mut writer, model, true);
         applied
+    }
+
+    /// Takes over which workloads are to be under redirection, and nothing else.
+    pub fn enrol(&self, enrolments: Vec<Enrolment>) {
+        let mut writer = self.writer();
+        let mut model = (*self.load()).clone();
+        model.set_node(NodeConfig { enrol: enrolments, ..(*model.node).clone() }.into());
+        self.publish(&mut writer, model, false);
     }
 
     fn publish(&self, writer: &mut Writer, model: Model, authorization: bool) {

@@ -32,6 +32,10 @@ pub(crate) mod tag {
     pub const DNS: u8 = 12;
     /// Helper to daemon: DNS sockets as descriptors.
     pub const DNS_SOCKETS: u8 = 13;
+    /// Daemon to helper: family; the namespace as descriptor. Asks for one socket of the kind `Upstream`.
+    pub const SOCKET: u8 = 14;
+    /// Helper to daemon: that socket as descriptor.
+    pub const ONE_SOCKET: u8 = 15;
     /// Helper to daemon: done.
     pub const DONE: u8 = 7;
     /// Helper to daemon: errno, then what was tried as text.
