@@ -49,6 +49,8 @@ enum Command {
     Top(ctl::top::Args),
     /// Remove every program, pin, rule and sysctl change of an instance.
     Uninstall(ctl::uninstall::Args),
+    /// Print what installs Causeway in a Kubernetes cluster, for those who do not use Helm.
+    Install(ctl::install::Args),
     /// Take the annotation that says a pod is redirected off every pod of a Kubernetes cluster; run before an uninstallation.
     Unmark,
     /// The part that enters pods' network namespaces; started by the daemon.
@@ -85,6 +87,7 @@ fn main() -> ExitCode {
         Command::Connections(args) => ctl::show::run(List::Connections, &args),
         Command::Top(args) => ctl::top::run(&args),
         Command::Uninstall(args) => ctl::uninstall::run(args),
+        Command::Install(args) => ctl::install::run(&args),
         Command::Unmark => ctl::unmark::run(),
         Command::NetnsHelper(args) => redirect::helper::serve(args.fd, &args.proc).map_err(Into::into),
     };

@@ -1,40 +1,13 @@
 //! The node agent on real nodes: installed by its chart, pods enrolled by label, removed without a trace.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed step is a failed test")]
 
-use std::time::Duration;
+mod kubernetes_common;
 
+use kubernetes_common::{Namespace, OUTSIDERS, address, get, pod, shop};
+use std::time::Duration;
 use testkit::clusters::Clusters;
 use testkit::clusters::deployed::{Deployed, MESH, SHOP};
 use testkit::process;
-
-/// A server with every kind of probe and a client, each on every node.
-const SHOP_YAML: &str = include_str!("kubernetes_common/shop.yaml");
-
-/// Creates the application and waits for it.
-fn shop(clusters: &Clusters) {
-    clusters.apply(1, SHOP_YAML).unwrap();
-    for name in ["daemonset/web", "daemonset/client"] {
-        clusters.kubectl(1, &["-n", SHOP, "rollout", "status", name, "--timeout=120s"]).unwrap();
-    }
-}
-
-/// The pod of an application on a node, as `namespace/name`.
-fn pod(clusters: &Clusters, app: &str, node: &str) -> String {
-    let selector = format!("--field-selector=spec.nodeName={node}");
-    let label = format!("app={app}");
-    let words = ["-n", SHOP, "get", "pods", "-l", &label, &selector, "-o", "jsonpath={.items[0].metadata.name}"];
-    format!("{SHOP}/{}", clusters.kubectl(1, &words).unwrap())
-}
-
-fn address(clusters: &Clusters, pod: &str) -> String {
-    let name = pod.split_once('/').unwrap().1;
-    clusters.field(1, SHOP, &format!("pod/{name}"), "{.status.podIP}").unwrap()
-}
-
-/// What a client gets from a URL, or why nothing.
-fn get(clusters: &Clusters, client: &str, url: &str) -> testkit::Result<String> {
-    clusters.in_pod(1, client, &["curl", "--silent", "--show-error", "--fail", "--max-time", "5", url])
-}
 
 #[test]
 fn pods_of_a_labelled_namespace_speak_hbone_between_nodes_and_have_no_netfilter_rule() {
@@ -73,11 +46,11 @@ fn pods_of_a_labelled_namespace_speak_hbone_between_nodes_and_have_no_netfilter_
 fn helm_uninstall_leaves_no_pin_rule_or_annotation_and_traffic_goes_on() {
     testkit::needs_root!();
     let clusters = Clusters::any().unwrap();
-    let causeway = Deployed::install(&clusters, 1).unwrap();
+    let mut causeway = Deployed::install(&clusters, 1).unwrap();
     shop(&clusters);
     causeway.label(true).unwrap();
     let there = |node: &str| {
-        let look = "ls -A /sys/fs/bpf; for ns in /run/netns/*; do nsenter --net=$ns ip rule show; nsenter --net=$ns ip route show table 100; done 2>/dev/null | grep -E '0x111|dev lo'; true";
+        let look = "ls -A /sys/fs/bpf | grep -v debug$; for ns in /run/netns/*; do nsenter --net=$ns ip rule show; nsenter --net=$ns ip route show table 100; done 2>/dev/null | grep -E '0x111|dev lo'; true";
         clusters.exec(node, &["sh", "-c", look]).unwrap().trim().to_owned()
     };
     for node in ["c1n1", "c1n2"] {
@@ -110,39 +83,6 @@ kind: AuthorizationPolicy
 metadata: {name: deny-all, namespace: shop}
 spec: {}
 ";
-
-/// Pods outside the mesh: one of the ordinary kind, and one that shares the node's network as a probe's sender does.
-const OUTSIDERS: &str = r"
-apiVersion: v1
-kind: Namespace
-metadata: {name: outside}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: plain, namespace: outside}
-spec:
-  nodeName: c1n2
-  terminationGracePeriodSeconds: 0
-  containers: [{name: main, image: 'causeway.test/debian:1', imagePullPolicy: Never, command: [sleep, infinity]}]
----
-apiVersion: v1
-kind: Pod
-metadata: {name: imitator, namespace: outside}
-spec:
-  nodeName: c1n2
-  hostNetwork: true
-  terminationGracePeriodSeconds: 0
-  containers: [{name: main, image: 'causeway.test/debian:1', imagePullPolicy: Never, command: [sleep, infinity]}]
-";
-
-/// Takes a namespace away at the end, whatever the end is.
-struct Namespace<'a>(&'a Clusters, &'static str);
-
-impl Drop for Namespace<'_> {
-    fn drop(&mut self) {
-        let _ = self.0.delete_namespace(1, self.1);
-    }
-}
 
 #[test]
 fn probes_pass_strict_and_deny_all_policies_and_a_pod_that_imitates_one_is_refused() {
@@ -224,121 +164,59 @@ fn a_label_taken_off_and_put_on_fails_no_connection_and_ends_none() {
     assert!(made.is_some_and(|made| made >= 1000), "too few to say anything: {text}");
 }
 
+/// Jobs whose only process connects as soon as it runs.
+const JOBS: &str = r#"
+apiVersion: batch/v1
+kind: Job
+metadata: {name: first, namespace: shop}
+spec:
+  completions: 100
+  parallelism: 10
+  backoffLimit: 0
+  template:
+    metadata: {labels: {app: first}}
+    spec:
+      serviceAccountName: client
+      restartPolicy: Never
+      terminationGracePeriodSeconds: 0
+      containers:
+      - name: main
+        image: causeway.test/debian:1
+        imagePullPolicy: Never
+        command: [curl, -sS, --fail, --max-time, "20", -o, /dev/null, -w, "%{time_connect}\n", "http://web.shop.svc.cluster.local/"]
+"#;
+
 #[test]
-fn the_agent_has_the_listed_rights_alone_and_writes_to_pods_of_its_node_alone() {
+fn a_hundred_jobs_that_connect_as_their_first_instruction_are_all_served() {
     testkit::needs_root!();
     let clusters = Clusters::any().unwrap();
     let causeway = Deployed::install(&clusters, 1).unwrap();
     shop(&clusters);
-    let account = format!("system:serviceaccount:{MESH}:causeway");
-    let can = |words: &[&str]| {
-        let words = [&["auth", "can-i"], words, &["--as", account.as_str()]].concat();
-        // The answer is also the exit code, which is not an error here.
-        clusters.kubectl(1, &words).is_ok_and(|text| text.trim() == "yes")
-    };
-    for (words, expected) in [
-        (&["list", "pods", "-A"][..], true),
-        (&["watch", "pods", "-A"], true),
-        (&["list", "namespaces"], true),
-        (&["watch", "namespaces"], true),
-        (&["patch", "pods", "--subresource=status", "-A"], true),
-        (&["create", "events.events.k8s.io", "-A"], true),
-        (&["patch", "events.events.k8s.io", "-A"], true),
-        (&["get", "daemonsets.apps/causeway", "-n", MESH], true),
-        (&["get", "daemonsets.apps/other", "-n", MESH], false),
-        (&["get", "pods", "-A"], false),
-        (&["patch", "pods", "-A"], false),
-        (&["update", "pods", "-A"], false),
-        (&["delete", "pods", "-A"], false),
-        (&["create", "pods", "-A"], false),
-        (&["create", "pods", "--subresource=exec", "-A"], false),
-        (&["update", "pods", "--subresource=status", "-A"], false),
-        (&["get", "secrets", "-A"], false),
-        (&["list", "secrets", "-A"], false),
-        (&["get", "configmaps", "-A"], false),
-        (&["list", "nodes"], false),
-        (&["patch", "nodes"], false),
-        (&["patch", "namespaces"], false),
-        (&["create", "serviceaccounts", "--subresource=token", "-A"], false),
-        (&["delete", "events.events.k8s.io", "-A"], false),
-        (&["patch", "daemonsets.apps", "-A"], false),
-        (&["impersonate", "users"], false),
-        (&["list", "services", "-A"], false),
-    ] {
-        assert_eq!(can(words), expected, "{words:?}");
-    }
-    // With the token of the agent of one node, pods of that node alone, and one annotation alone.
-    let agent = causeway.agents().unwrap().remove("c1n1").unwrap();
-    let bound =
-        ["-n", MESH, "create", "token", "causeway", "--bound-object-kind", "Pod", "--bound-object-name", &agent];
-    let token = format!("--token={}", clusters.kubectl(1, &bound).unwrap().trim());
-    let patch = |pod: &str, patch: &str| {
-        let name = pod.split_once('/').unwrap().1;
-        let words = ["-n", SHOP, "patch", "pod", name, "--subresource=status", "--type=merge", "-p", patch, &token];
-        clusters.kubectl(1, &words).map(drop).map_err(|error| error.to_string())
-    };
-    let mark = r#"{"metadata":{"annotations":{"ambient.istio.io/redirection":"enabled"}}}"#;
-    let own = pod(&clusters, "web", "c1n1");
-    patch(&own, mark).unwrap();
-    for (pod, text, why) in [
-        (pod(&clusters, "web", "c1n2"), mark, "its own node alone"),
-        (own.clone(), r#"{"metadata":{"annotations":{"other":"x"}}}"#, "redirection alone"),
-        (own.clone(), r#"{"metadata":{"labels":{"app":"x"}}}"#, "no labels"),
-        (own, r#"{"status":{"podIP":"10.9.9.9"}}"#, "no status"),
-    ] {
-        let error = patch(&pod, text).unwrap_err();
-        assert!(error.contains(why), "{pod} {text}: {error}");
-    }
-}
-
-#[test]
-fn the_chart_renders_with_every_profile_refuses_mistakes_and_passes_the_api_server() {
-    testkit::needs_root!();
-    let clusters = Clusters::any().unwrap();
-    let chart = testkit::clusters::deployed::chart().display().to_string();
-    let helm = |words: &[&str]| clusters.helm(1, words);
-    let profiles = ["", "kind", "minikube", "k3s", "k3d", "microk8s", "gke", "eks", "aks", "openshift", "namespaces"];
-    for profile in profiles {
-        let set = format!("profile={profile}");
-        helm(&["lint", &chart, "--strict", "--set", &set]).unwrap();
-        let text = helm(&["template", "causeway", &chart, "--namespace", MESH, "--set", &set]).unwrap();
-        assert!(!text.contains("privileged: true") && text.contains("readOnlyRootFilesystem: true"), "{profile}");
-    }
-    // The API server itself, which changes nothing.
-    helm(&["install", "causeway", &chart, "--namespace", MESH, "--dry-run=server"]).unwrap();
-    let text = helm(&["template", "causeway", &chart, "--namespace", MESH]).unwrap();
-    let file = std::env::temp_dir().join(format!("causeway-chart-{}.yaml", std::process::id()));
-    std::fs::write(&file, text).unwrap();
-    let applied = clusters.kubectl(1, &["apply", "--server-side", "--dry-run=server", "-f", file.to_str().unwrap()]);
-    std::fs::remove_file(&file).unwrap();
-    applied.unwrap();
-    // What Istio's charts are told carries over.
-    let istio = [
-        "cniBinDir=/opt/cni/bin",
-        "cniConfDir=/etc/cni/net.d",
-        "chained=true",
-        "repair.enabled=true",
-        "ambient.enabled=true",
-        "logLevel=info",
-        "global.platform=k3s",
-        "resources.requests.cpu=100m",
-        "excludeNamespaces={kube-system}",
-    ];
-    let sets: Vec<&str> = istio.iter().flat_map(|set| ["--set", set]).collect();
-    helm(&[&["template", "causeway", chart.as_str()], &sets[..]].concat()).unwrap();
-    for (set, expected) in [
-        ("network=a,global.network=b", "one cluster is in one network"),
-        ("profile=nowhere", "profile"),
-        ("netwrok=a", "netwrok"),
-        ("logAsJson=maybe", "logAsJson"),
-        ("capabilities={NET_RAW}", "capabilities"),
-        ("xdsAddress=istiod", "xdsAddress"),
-        ("ambient.enabled=false", "ambient"),
-        ("network=elsewhere", "is labelled topology.istio.io/network"),
-    ] {
-        let error = helm(&["install", "causeway", &chart, "--namespace", MESH, "--dry-run=server", "--set", set]);
-        let error = error.expect_err(set).to_string();
-        assert!(error.contains(expected), "{set}: {error}");
-    }
-    testkit::clusters::output(testkit::clusters::xtask(&["manifests", "--check"]).unwrap()).unwrap();
+    causeway.label(true).unwrap();
+    // Whatever reaches a server in the clear is refused, and the Job with it.
+    clusters.apply(1, STRICT.split("---").next().unwrap()).unwrap();
+    let (plain, server) = (pod(&clusters, "client", "c1n1"), pod(&clusters, "web", "c1n2"));
+    let url = format!("http://{}/", address(&clusters, &server));
+    get(&clusters, &plain, &url).unwrap();
+    clusters.apply(1, JOBS).unwrap();
+    let count = |field: &str| clusters.field(1, SHOP, "job/first", &format!("{{.status.{field}}}")).unwrap();
+    let ended = process::until(Duration::from_secs(300), || count("succeeded") == "100" || !count("failed").is_empty());
+    let logs = || clusters.kubectl(1, &["-n", SHOP, "logs", "-l", "app=first", "--tail=-1", "--max-log-requests=100"]);
+    assert!(
+        ended.is_ok() && count("failed").is_empty(),
+        "{} served, {} failed: {:?}",
+        count("succeeded"),
+        count("failed"),
+        logs()
+    );
+    let mut times: Vec<f64> = logs().unwrap().lines().filter_map(|line| line.trim().parse().ok()).collect();
+    times.sort_by(f64::total_cmp);
+    let at = |share: f64| times.get((times.len() as f64 * share) as usize).copied().unwrap_or_default();
+    println!(
+        "first connect of {} pods: p50 {:.3} s, p90 {:.3} s, slowest {:.3} s",
+        times.len(),
+        at(0.5),
+        at(0.9),
+        times.last().unwrap()
+    );
 }

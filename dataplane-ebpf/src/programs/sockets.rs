@@ -16,7 +16,7 @@ use causeway_ebpf::abi::{Addr, Flow, FlowKey, LAYOUT_VERSION, flow_kind, mapped}
 use causeway_ebpf::counter::Counter;
 use causeway_ebpf::decide::sockets::{Connect, connect};
 
-use super::maps::{DIALLED, FLOWS, NODE_NETNS, ORIGINAL, POD_BY_IP, PODS};
+use super::maps::{DIALLED, FLOWS, NODE_NETNS, ORIGINAL, POD_BY_IP};
 use super::{config, count, count_failure, field, words};
 
 const AF_INET: u32 = 2;
@@ -88,7 +88,7 @@ fn connecting(context: &SockOpsContext, raw: *mut bpf_sock_ops) {
         Connect::Node if key.netns == 0 => return,
         Connect::Node => (marker(flow_kind::NODE), Counter::FlowNode),
     };
-    if flow.kind == flow_kind::LOCAL && unsafe { PODS.get(&key.netns) }.is_none() {
+    if flow.kind == flow_kind::LOCAL && unsafe { POD_BY_IP.get(&key.server) }.copied() != Some(key.netns) {
         return;
     }
     if FLOWS.insert(&key, &flow, 0).is_err() {

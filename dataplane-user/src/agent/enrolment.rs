@@ -195,6 +195,7 @@ impl Enrolments {
         };
         match self.redirector.enrol(&request) {
             Ok(enrolled) => {
+                let client = self.proving.as_ref().and_then(|proving| proving.client(enrolment)).map(Arc::new);
                 let open = Arc::new(AtomicUsize::new(0));
                 let mut capture = Some(dns::Capture {
                     sockets: enrolled.dns,
@@ -204,10 +205,11 @@ impl Enrolments {
                 // DNS over UDP is one worker's: datagrams of one socket must not be shared out among threads.
                 let resolver = enrolled.pod.0 as usize % workers.len().max(1);
                 for (number, (worker, listeners)) in workers.iter().zip(enrolled.listeners).enumerate() {
-                    let (pod, uid, open) = (enrolled.pod, enrolment.workload.clone(), open.clone());
+                    let (pod, uid, client, open) =
+                        (enrolled.pod, enrolment.workload.clone(), client.clone(), open.clone());
                     let capture = if number == resolver { capture.take() } else { None };
                     let dns = enrolment.dns;
-                    let _ = worker.commands.send(Command::AddPod { pod, uid, open, listeners, dns, capture });
+                    let _ = worker.commands.send(Command::AddPod { pod, uid, client, open, listeners, dns, capture });
                 }
                 info!(uid, "enrolled");
                 if let Some(proving) = &mut self.proving {
@@ -231,8 +233,8 @@ impl Enrolments {
                 let before = self.report().failed.insert(uid.clone(), text.clone());
                 if before.as_deref() != Some(&text) {
                     error!("cannot enrol {uid}: {text}");
-                }
-                if let Some(proving) = &self.proving {
+                } else if let Some(proving) = &self.proving {
+                    // Twice the same: not one of the states that a pod passes through while it starts.
                     proving.failed(&uid, &text);
                 }
             }

@@ -66,6 +66,7 @@ impl Pods {
             netns: pod.netns,
             inode: Some(pod.inode),
             ips: Vec::new(),
+            service_account: None,
             cgroup: None,
             existing: ExistingConnections::Keep,
             dns,

@@ -14,7 +14,7 @@ use tokio::task::AbortHandle;
 
 use super::worker::Shared;
 use crate::kube::source::Outcome;
-use crate::state::Protocol;
+use crate::state::{Enrolment, Protocol, Workload};
 
 /// Port of the HBONE listener.
 const HBONE_PORT: u16 = 15008;
@@ -81,6 +81,11 @@ impl Proving {
     /// A pod could not be enrolled.
     pub(super) fn failed(&self, uid: &str, why: &str) {
         let _ = self.outcomes.send(Outcome::Failed(uid.into(), why.to_owned()));
+    }
+
+    /// What a pod is as a client before the control plane knows it.
+    pub(super) fn client(&self, enrolment: &Enrolment) -> Option<Workload> {
+        enrolment.client(&self.shared.model.load().node)
     }
 
     /// Whether the control plane says that peers may speak HBONE to a workload; `None` if it does not know it.

@@ -75,6 +75,8 @@ pub enum Command {
         pod: PodId,
         /// Its workload uid.
         uid: Arc<str>,
+        /// What it is as a client, until the control plane knows it.
+        client: Option<Arc<Workload>>,
         /// Its open connections, all workers together.
         open: Arc<AtomicUsize>,
         /// This worker's listeners inside the pod's namespace.
@@ -102,6 +104,8 @@ pub struct Pod {
     pub id: PodId,
     /// Its workload uid.
     pub uid: Arc<str>,
+    /// What it is as a client, until the control plane knows it.
+    client: Option<Arc<Workload>>,
     /// Its open connections, all workers together.
     pub open: Arc<AtomicUsize>,
     /// An opaque name for the pod towards peers of our own kind.
@@ -151,6 +155,18 @@ impl Worker {
     /// The pod of workload `uid`, if it is enrolled here.
     pub fn pod(&self, uid: &str) -> Option<Rc<Pod>> {
         self.pods.borrow().values().map(|accepting| &accepting.pod).find(|pod| *pod.uid == *uid).cloned()
+    }
+
+    /// The workload of `pod` for connections that it opens. A pod that has just started is known by where it runs before the
+    /// control plane knows it; nothing of that says who may call it.
+    pub async fn client(&self, pod: &Pod) -> Option<(Arc<Model>, Arc<Workload>)> {
+        let model = self.model();
+        match &pod.client {
+            Some(client) if model.synced && !pod.known.get() && model.workload(&pod.uid).is_none() => {
+                Some((model, client.clone()))
+            }
+            _ => self.workload(pod).await,
+        }
     }
 
     /// The workload of `pod`, waiting a moment for a model that is not complete or does not know it yet.
@@ -264,12 +280,12 @@ async fn run(
 
 fn obey(worker: &Rc<Worker>, command: Command) {
     match command {
-        Command::AddPod { pod, uid, open, listeners, dns, capture } => {
+        Command::AddPod { pod, uid, client, open, listeners, dns, capture } => {
             let mut hasher = DefaultHasher::new();
             uid.hash(&mut hasher);
             let endpoint = format!("{:016x}", hasher.finish());
             let known = Cell::new(false);
-            let pod = Rc::new(Pod { id: pod, uid, open, endpoint, known, dns, questions: Cell::new(0) });
+            let pod = Rc::new(Pod { id: pod, uid, client, open, endpoint, known, dns, questions: Cell::new(0) });
             let accept = [
                 listen(worker, &pod, listeners.outbound, outbound::serve),
                 listen(worker, &pod, listeners.plaintext, plaintext::serve),

@@ -2,6 +2,7 @@
 
 pub mod ca;
 pub mod dump;
+pub mod install;
 pub mod probe;
 pub mod schema;
 pub mod show;

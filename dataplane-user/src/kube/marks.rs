@@ -64,7 +64,8 @@ impl Marks {
             }
             return;
         }
-        if self.done.get(&pod.uid).copied().unwrap_or(pod.marked) == enabled {
+        // What was written or found once is not written again: should somebody take an annotation away, they mean it.
+        if *self.done.entry(pod.uid.clone()).or_insert(pod.marked) == enabled {
             return;
         }
         let (namespace, name) = (pod.candidate.namespace.clone(), pod.name.clone());

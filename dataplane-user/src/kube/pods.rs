@@ -23,7 +23,7 @@ const STATIC_UID: &str = "kubernetes.io/config.hash";
 const OTHERS: [(&str, &str, &str); 2] = [("k8s-app", "istio-cni-node", "istio-cni"), ("app", "ztunnel", "ztunnel")];
 
 /// A pod of this node.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Facts {
     /// Uid of the object.
     pub(super) uid: String,
@@ -31,6 +31,8 @@ pub(super) struct Facts {
     pub(super) cgroup_uid: String,
     pub(super) name: String,
     pub(super) candidate: Candidate,
+    /// Its service account.
+    pub(super) account: Arc<str>,
     /// Addresses, once the kubelet has told them.
     pub(super) ips: Vec<IpAddr>,
     /// What it says of its DNS.
@@ -64,6 +66,7 @@ impl Facts {
                 sidecar: annotation(SIDECAR_ANNOTATION).is_some(),
                 finished: phase == "Succeeded" || phase == "Failed",
             },
+            account: spec.and_then(|spec| spec.service_account_name.as_deref()).unwrap_or("default").into(),
             ips: several.filter_map(|ip| ip.ip.parse().ok()).collect(),
             dns: annotation(DNS_CAPTURE).and_then(|text| text.parse().ok()),
             marked: annotation(REDIRECTION) == Some(ENABLED),

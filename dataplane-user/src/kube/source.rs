@@ -181,7 +181,13 @@ impl Follower {
                 (Ok(()), Some(text)) if !self.captured.contains(&workload) => {
                     self.marks.complain(facts, "OtherDataplane", text);
                 }
-                (Ok(()), _) => eligible.push(facts.clone()),
+                (Ok(()), _) => {
+                    // The agent may have known before the API had told of the pod.
+                    if self.captured.contains(&workload) {
+                        self.marks.set(facts, true);
+                    }
+                    eligible.push(facts.clone());
+                }
                 (Err(reason), _) => {
                     if reason.surprises() && !facts.candidate.finished {
                         self.marks.complain(facts, "NotEligible", &reason.to_string());
@@ -204,6 +210,7 @@ impl Follower {
                     netns: sandbox.netns.clone(),
                     inode: Some(sandbox.inode),
                     ips: facts.ips.clone(),
+                    service_account: Some(facts.account.clone()),
                     cgroup: None,
                     existing: ExistingConnections::Keep,
                     dns: facts.dns.unwrap_or(self.settings.dns),

@@ -115,7 +115,7 @@ impl<'a> Deployed<'a> {
     ///
     /// # Errors
     /// What Helm said.
-    pub fn uninstall(mut self) -> Result<()> {
+    pub fn uninstall(&mut self) -> Result<()> {
         self.gone = true;
         self.take_away()
     }

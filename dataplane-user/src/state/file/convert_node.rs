@@ -187,6 +187,7 @@ fn enrolments(raw: &[raw::Enrolment], base: &Path, place: &Place, problems: &mut
                 },
                 inode: None,
                 ips: Vec::new(),
+                service_account: None,
                 cgroup: entry.cgroup.as_ref().map(PathBuf::from),
                 existing: match entry.existing {
                     raw::Existing::Keep => ExistingConnections::Keep,
