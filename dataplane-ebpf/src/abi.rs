@@ -60,6 +60,10 @@ pub mod flow_kind {
     pub const REDIRECT: u32 = 1;
     /// A connection within the pod that the application must get: delivery by the engine, or a direct call of a port in the range.
     pub const LOCAL: u32 = 2;
+    /// A connection of a process of the node that is no pod's, to a pod: a kubelet's probe. The application gets it.
+    pub const NODE: u32 = 3;
+    /// Only in `DIALLED`: a pod that uses the node's network has dialled, which is not the node.
+    pub const NODE_POD: u32 = 4;
 }
 
 /// What a listener of the engine takes; part of the key of `LISTENERS`.

@@ -35,6 +35,8 @@ counters! {
     FlowRecorded = "flow_recorded",
     /// Connection within the pod recorded as meant for the application.
     FlowLocal = "flow_local",
+    /// Connection of a process of the node to a pod recorded.
+    FlowNode = "flow_node",
     /// Recording failed: the connection is going to be reset.
     FlowFailed = "flow_failed",
     /// Original destination attached to the accepted socket.
@@ -49,6 +51,8 @@ counters! {
     InboundPlaintext = "inbound_plaintext",
     /// Connection given to the HBONE listener.
     InboundHbone = "inbound_hbone",
+    /// Connection of a process of the node, a probe, left to the application.
+    InboundNode = "inbound_node",
     /// Connection within the pod left to the application.
     InboundLocal = "inbound_local",
     /// Connection to an excluded port left to the application.

@@ -13,6 +13,7 @@ pub mod gateway;
 pub mod hbone;
 pub mod identity;
 pub mod istio;
+pub mod kube;
 pub mod observe;
 pub mod redirect;
 pub mod state;

@@ -49,6 +49,10 @@ enum Command {
     Top(ctl::top::Args),
     /// Remove every program, pin, rule and sysctl change of an instance.
     Uninstall(ctl::uninstall::Args),
+    /// Print what installs Causeway in a Kubernetes cluster, for those who do not use Helm.
+    Install(ctl::install::Args),
+    /// Take the annotation that says a pod is redirected off every pod of a Kubernetes cluster; run before an uninstallation.
+    Unmark,
     /// The part that enters pods' network namespaces; started by the daemon.
     #[command(hide = true)]
     NetnsHelper(HelperArgs),
@@ -60,6 +64,9 @@ struct HelperArgs {
     /// Number of the inherited descriptor.
     #[arg(long)]
     fd: i32,
+    /// The proc file system whose sysctl values are written.
+    #[arg(long, default_value = "/proc")]
+    proc: std::path::PathBuf,
 }
 
 fn main() -> ExitCode {
@@ -80,7 +87,9 @@ fn main() -> ExitCode {
         Command::Connections(args) => ctl::show::run(List::Connections, &args),
         Command::Top(args) => ctl::top::run(&args),
         Command::Uninstall(args) => ctl::uninstall::run(args),
-        Command::NetnsHelper(args) => redirect::helper::serve(args.fd).map_err(Into::into),
+        Command::Install(args) => ctl::install::run(&args),
+        Command::Unmark => ctl::unmark::run(),
+        Command::NetnsHelper(args) => redirect::helper::serve(args.fd, &args.proc).map_err(Into::into),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -99,7 +99,7 @@ fn a_killed_daemon_leaves_its_pods_refused_until_the_next_one_adopts_them() {
     assert!(node.connect("a", "198.18.0.1:80").is_ok());
     let running = Redirector::start(node.config(1), helper(1)).unwrap_err();
     assert!(running.to_string().contains("running daemon"), "a second daemon is refused: {running}");
-    assert!(uninstall(BPFFS.as_ref(), &node.name).is_err(), "and so is removal under a running one");
+    assert!(uninstall(BPFFS.as_ref(), &node.name, "/proc".as_ref()).is_err(), "and so is removal under a running one");
     daemon.kill();
     for to in ["198.18.0.1:80", "[2001:db8::1]:80"] {
         assert!(refused(node.connect("a", to)), "{to}: outbound is refused");
@@ -197,7 +197,7 @@ fn uninstall_leaves_nothing() {
     assert!(node.pins().exists());
     // A pin directory of another layout version goes too.
     fs::create_dir_all(node.pins().join("v0/maps")).unwrap();
-    let failures = uninstall(BPFFS.as_ref(), &node.name).unwrap();
+    let failures = uninstall(BPFFS.as_ref(), &node.name, "/proc".as_ref()).unwrap();
     assert!(failures.is_empty(), "{failures:?}");
     assert!(!node.pins().exists());
     assert_eq!(traces(&node, "a"), before);
@@ -207,8 +207,8 @@ fn uninstall_leaves_nothing() {
     assert!(accept(&outside).is_some());
     let _in = node.connect("x", "10.98.1.2:8080").unwrap();
     assert!(accept(&inside).is_some());
-    assert!(uninstall(BPFFS.as_ref(), &node.name).unwrap().is_empty(), "twice is fine");
-    assert!(uninstall(BPFFS.as_ref(), "../x").is_err(), "an instance is not a path");
+    assert!(uninstall(BPFFS.as_ref(), &node.name, "/proc".as_ref()).unwrap().is_empty(), "twice is fine");
+    assert!(uninstall(BPFFS.as_ref(), "../x", "/proc".as_ref()).is_err(), "an instance is not a path");
 }
 
 #[test]

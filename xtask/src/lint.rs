@@ -18,11 +18,15 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("decide", &["state", "identity", "hbone"]),
     ("dns", &["state"]),
     ("istio", &["state", "identity"]),
+    ("kube", &["state"]),
     ("tunnel", &["hbone", "identity"]),
     ("observe", &["hbone", "state", "identity", "tunnel"]),
     ("gateway", &["decide", "tunnel", "redirect", "state", "identity", "hbone", "observe"]),
-    ("agent", &["dns", "istio", "decide", "tunnel", "redirect", "state", "identity", "hbone", "gateway", "observe"]),
-    ("ctl", &["agent", "istio", "state", "observe", "identity", "redirect"]),
+    (
+        "agent",
+        &["dns", "istio", "kube", "decide", "tunnel", "redirect", "state", "identity", "hbone", "gateway", "observe"],
+    ),
+    ("ctl", &["agent", "istio", "state", "observe", "identity", "redirect", "kube"]),
 ];
 
 /// Runs both checks over the tracked folders.

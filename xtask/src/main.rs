@@ -8,6 +8,7 @@ mod envoy;
 mod image;
 mod kernels;
 mod lint;
+mod manifests;
 mod packages;
 mod paths;
 mod setup;
@@ -93,6 +94,15 @@ enum Command {
         /// Where to write the archive
         #[arg(long)]
         out: Option<std::path::PathBuf>,
+        /// The program as tests use it, with the libraries it needs: for clusters on this machine alone
+        #[arg(long)]
+        quick: bool,
+    },
+    /// Render the plain manifests from the chart
+    Manifests {
+        /// Only say whether they are what the chart renders
+        #[arg(long)]
+        check: bool,
     },
     /// Say what the running kernel supports, feature by feature
     Probe,
@@ -151,7 +161,11 @@ fn run(command: Command) -> Result<ExitCode> {
             return program("causeway", &["probe"]);
         }
         Command::Cluster { action } => cluster::run(action)?,
-        Command::Image { name, out } => image::run(name.as_deref(), out.as_deref())?,
+        Command::Image { name, out, quick } => {
+            let made = if quick { image::quick::run } else { image::run };
+            made(name.as_deref(), out.as_deref())?;
+        }
+        Command::Manifests { check } => manifests::run(check)?,
         Command::Lint => lint::run()?,
     }
     Ok(ExitCode::SUCCESS)

@@ -68,6 +68,8 @@ pub fn inbound(config: &Config, lookup: &Lookup, view: &impl View) -> Inbound {
         Some(flow_kind::REDIRECT) => {
             return Inbound::Steer { netns, kind: listener_kind::OUTBOUND, counter: Counter::InboundOutbound };
         }
+        Some(flow_kind::NODE) if reserved => return Inbound::Drop(Counter::InboundReserved),
+        Some(flow_kind::NODE) => return Inbound::Pass(Counter::InboundNode),
         Some(_) => return Inbound::Pass(Counter::InboundLocal),
         None => {}
     }
@@ -141,6 +143,8 @@ mod tests {
             (lookup("127.0.0.1", 40000, "10.0.0.2", 16500), flow_kind::REDIRECT),
             (lookup("10.0.0.2", 40001, "10.0.0.2", 16500), flow_kind::LOCAL),
             (lookup("10.0.5.5", 50000, "10.0.0.2", 8080), flow_kind::LOCAL),
+            (lookup("10.0.0.1", 50000, "10.0.0.2", 8080), flow_kind::NODE),
+            (lookup("10.0.0.1", 50000, "10.0.0.2", 15006), flow_kind::NODE),
         ] {
             view.flows.insert(key(NETNS, &lookup), Flow { kind, ..Flow::default() });
         }
@@ -183,6 +187,14 @@ mod tests {
             (("10.0.5.5", 40000), ("10.0.0.2", 16500), plaintext, "from outside the range is like any port"),
             (("10.0.5.5", 50000), ("10.0.0.2", 8080), local, "delivery by the engine with the client's address"),
             (("10.0.5.5", 50001), ("10.0.0.2", 8080), plaintext, "the client itself"),
+            (("10.0.0.1", 50000), ("10.0.0.2", 8080), Inbound::Pass(Counter::InboundNode), "a kubelet's probe"),
+            (("10.0.0.1", 50001), ("10.0.0.2", 8080), plaintext, "the node's address alone proves nothing"),
+            (
+                ("10.0.0.1", 50000),
+                ("10.0.0.2", 15006),
+                reserved,
+                "the node does not dial the plaintext listener either",
+            ),
             (("10.0.5.5", 1), ("10.0.0.2", 15008), hbone, "HBONE from a peer"),
             (("10.0.0.2", 1), ("10.0.0.2", 15008), hbone, "HBONE of the pod to itself"),
             (("2001:db8::5", 1), ("fd00::2", 15008), hbone, "HBONE over IPv6"),

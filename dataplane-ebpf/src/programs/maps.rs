@@ -27,6 +27,10 @@ pub static POD_BY_IP: HashMap<Addr, u64> = HashMap::with_max_entries(32768, 0);
 #[map]
 pub static ENGINES: HashMap<u64, u32> = HashMap::with_max_entries(64, 0);
 
+/// Cookie of the node's own network namespace, where connections of the node are told from others; written by user space.
+#[map]
+pub static NODE_NETNS: HashMap<u64, u32> = HashMap::with_max_entries(8, 0);
+
 /// Ports that are never redirected; written by user space.
 #[map]
 pub static EXCLUDED_PORTS: HashMap<PortKey, u8> = HashMap::with_max_entries(4096, 0);

@@ -12,7 +12,7 @@ use causeway_ebpf::abi::{Addr, Flow, LAYOUT_VERSION, PortKey, direction, flow_ki
 use causeway_ebpf::counter::Counter;
 use causeway_ebpf::decide::outbound::{Outbound, View, outbound};
 
-use super::maps::{DIALLED, ENGINES, EXCLUDED_CIDRS, EXCLUDED_PORTS, POD_BY_IP, PODS};
+use super::maps::{DIALLED, ENGINES, EXCLUDED_CIDRS, EXCLUDED_PORTS, NODE_NETNS, POD_BY_IP, PODS};
 use super::{config, count, count_failure, field, set_field, words};
 
 const SOCK_STREAM: u32 = 1;
@@ -72,6 +72,37 @@ pub(super) fn write6(raw: *mut bpf_sock_addr, addr: &Addr, port: u16) -> i32 {
     PASS
 }
 
+/// A connection of a pod that is not enrolled. One that shares the node's network must not pass for the node where it dials an
+/// enrolled pod, so its socket says so, or the connection is refused.
+#[inline(always)]
+fn other(context: &SockAddrContext, netns: u64, addr: &Addr) -> i32 {
+    if unsafe { NODE_NETNS.get(&netns) }.is_none() || Maps.owner(addr).is_none() || Maps.is_engine() {
+        return PASS;
+    }
+    let raw: *mut bpf_sock_addr = context.sock_addr;
+    let port = u16::from_be(field(unsafe { &raw const (*raw).user_port }) as u16);
+    let sk = unsafe { (*raw).__bindgen_anon_1.sk };
+    if sk.is_null() {
+        return REFUSE;
+    }
+    let mut flow = Flow { addr: *addr, port, layout: LAYOUT_VERSION, kind: flow_kind::NODE_POD };
+    let stored: *mut Flow = unsafe {
+        bpf_sk_storage_get(
+            (&raw const DIALLED).cast_mut().cast(),
+            sk.cast(),
+            (&raw mut flow).cast(),
+            u64::from(BPF_SK_STORAGE_GET_F_CREATE),
+        )
+    }
+    .cast();
+    if stored.is_null() {
+        count(Counter::OutboundRefusedStorage);
+        return REFUSE;
+    }
+    unsafe { *stored = flow };
+    PASS
+}
+
 /// Asks for the verdict on a TCP connection to `addr` and stores the destination if it is redirected; UDP sockets are asked
 /// about DNS alone.
 ///
@@ -89,7 +120,7 @@ fn decide(context: &SockAddrContext, addr: &Addr) -> Applied {
     }
     let netns = unsafe { bpf_get_netns_cookie(raw.cast()) };
     let Some(pod) = (unsafe { PODS.get(&netns) }) else {
-        return Applied::Done(PASS);
+        return Applied::Done(other(context, netns, addr));
     };
     // Without a configuration nothing is known about the range: an enrolled pod is refused, never passed.
     let Some(config) = config() else {

@@ -16,7 +16,7 @@ use causeway_ebpf::abi::{Addr, Flow, FlowKey, LAYOUT_VERSION, flow_kind, mapped}
 use causeway_ebpf::counter::Counter;
 use causeway_ebpf::decide::sockets::{Connect, connect};
 
-use super::maps::{DIALLED, FLOWS, ORIGINAL, PODS};
+use super::maps::{DIALLED, FLOWS, NODE_NETNS, ORIGINAL, POD_BY_IP};
 use super::{config, count, count_failure, field, words};
 
 const AF_INET: u32 = 2;
@@ -48,12 +48,16 @@ fn ports(raw: *mut bpf_sock_ops) -> (u16, u16) {
     (local as u16, u32::from_be(remote) as u16)
 }
 
-/// Key of this connection, the socket being its client.
+/// Key of this connection, the socket being its client, and whether it is in the node's own namespace. Then the key has the
+/// namespace of the pod that is dialled; 0, which is no namespace, if it is none that is enrolled.
 #[inline(always)]
-fn client_key(raw: *mut bpf_sock_ops) -> FlowKey {
+fn client_key(raw: *mut bpf_sock_ops) -> (FlowKey, bool) {
     let (client, server) = ends(raw);
     let (client_port, server_port) = ports(raw);
-    FlowKey { netns: unsafe { bpf_get_netns_cookie(raw.cast()) }, client, server, client_port, server_port, pad: 0 }
+    let own = unsafe { bpf_get_netns_cookie(raw.cast()) };
+    let from_node = unsafe { NODE_NETNS.get(&own) }.is_some();
+    let netns = if from_node { unsafe { POD_BY_IP.get(&server) }.copied().unwrap_or(0) } else { own };
+    (FlowKey { netns, client, server, client_port, server_port, pad: 0 }, from_node)
 }
 
 /// A connection is about to send its SYN: record it if anyone will ask for it.
@@ -68,7 +72,10 @@ fn connecting(context: &SockOpsContext, raw: *mut bpf_sock_ops) {
             .cast();
     let Some(config) = config() else { return };
     let mark = field(unsafe { &raw const (*sk).mark });
-    let (flow, counter) = match connect(&config, !dialled.is_null(), mark, ports(raw).1) {
+    let kind = if dialled.is_null() { None } else { Some(unsafe { (*dialled).kind }) };
+    let (key, from_node) = client_key(raw);
+    let marker = |kind| Flow { addr: [0; 4], port: 0, layout: LAYOUT_VERSION, kind };
+    let (flow, counter) = match connect(&config, kind, mark, key.server_port, from_node) {
         Connect::Ignore => return,
         Connect::Redirected => {
             // The verdict is drawn from the pointer, but the verifier wants to see the test.
@@ -77,12 +84,11 @@ fn connecting(context: &SockOpsContext, raw: *mut bpf_sock_ops) {
             }
             (unsafe { *dialled }, Counter::FlowRecorded)
         }
-        Connect::Local => {
-            (Flow { addr: [0; 4], port: 0, layout: LAYOUT_VERSION, kind: flow_kind::LOCAL }, Counter::FlowLocal)
-        }
+        Connect::Local => (marker(flow_kind::LOCAL), Counter::FlowLocal),
+        Connect::Node if key.netns == 0 => return,
+        Connect::Node => (marker(flow_kind::NODE), Counter::FlowNode),
     };
-    let key = client_key(raw);
-    if flow.kind == flow_kind::LOCAL && unsafe { PODS.get(&key.netns) }.is_none() {
+    if flow.kind == flow_kind::LOCAL && unsafe { POD_BY_IP.get(&key.server) }.copied() != Some(key.netns) {
         return;
     }
     if FLOWS.insert(&key, &flow, 0).is_err() {
@@ -147,7 +153,7 @@ pub fn sockets(context: SockOpsContext) -> u32 {
     } else if op == BPF_SOCK_OPS_STATE_CB
         && field(unsafe { &raw const (*raw).__bindgen_anon_1.args[1] }) == BPF_TCP_CLOSE
     {
-        let key = client_key(raw);
+        let (key, _) = client_key(raw);
         if FLOWS.remove(&key).is_ok() {
             count(Counter::FlowAbandoned);
         }

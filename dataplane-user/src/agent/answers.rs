@@ -62,6 +62,7 @@ impl Answers {
 
     fn status(&self) -> Value {
         self.shared.connections.flush();
+        let ready = self.pending().is_empty();
         let pods = self.report();
         let list = |uid: &String, state: &str, more: Value| {
             let mut entry = json!({"uid": uid, "state": state});
@@ -77,7 +78,7 @@ impl Answers {
         let waiting = model.node.enrol.iter().map(|enrolment| &enrolment.workload);
         let waiting: Vec<&str> = waiting.filter(|uid| model.workload(uid).is_none()).map(|uid| &**uid).collect();
         json!({
-            "ready": pods.failed.is_empty() && pods.trouble.is_none() && pods.node_ports.error.is_none() && model.synced,
+            "ready": ready,
             "synced": model.synced,
             "waiting_for_workloads": waiting,
             "control_planes": control_plane::report(&self.shared.control_planes),
@@ -100,9 +101,14 @@ impl Answers {
 impl Source for Answers {
     fn pending(&self) -> Vec<String> {
         let pods = self.report();
-        let mut pending: Vec<String> = pods.failed.iter().map(|(uid, why)| format!("{uid}: {why}")).collect();
+        // A pod that only the API asks for must not hold up what else the node does; it has an event of its own.
+        let failed = pods.failed.iter().filter(|_| !pods.from_api);
+        let mut pending: Vec<String> = failed.map(|(uid, why)| format!("{uid}: {why}")).collect();
         pending.extend(pods.trouble.clone());
         pending.extend(pods.node_ports.error.iter().map(|why| format!("node ports: {why}")));
+        if pods.incomplete {
+            pending.push("the Kubernetes API has not told which pods belong to the mesh yet".to_owned());
+        }
         if !self.shared.model.load().synced {
             pending.push("the control plane has not told all it knows yet".to_owned());
         }

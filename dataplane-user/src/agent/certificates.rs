@@ -46,8 +46,11 @@ fn need(store: &CertificateStore, model: &Model) {
             && workload.node == model.node.node
             && workload.cluster == model.node.cluster
     };
-    let enrolled = model.node.enrol.iter().filter_map(|enrolment| model.workload(&enrolment.workload));
-    let workloads = model.workloads().filter(own).chain(enrolled).map(|workload| workload.identity.clone());
+    let enrolled = model.node.enrol.iter().filter_map(|enrolment| match model.workload(&enrolment.workload) {
+        Some(workload) => Some(workload.identity.clone()),
+        None => Some(enrolment.client(&model.node)?.identity),
+    });
+    let workloads = model.workloads().filter(own).map(|workload| workload.identity.clone()).chain(enrolled);
     let gateway = model.node.gateway.iter().map(|role| role.identity.clone());
     store.need(workloads.chain(gateway));
 }

@@ -8,19 +8,26 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
+    time::{Duration, Instant},
 };
 
 use tracing::{error, info, warn};
 
 use super::{
     dns,
+    proof::Proving,
     worker::{self, Command},
 };
 use crate::{
-    redirect::{EnrolRequest, Existing, NetnsRef, PodId, Redirector},
+    redirect::{EnrolRequest, Existing, Family, NetnsRef, PodId, Redirector},
     state::{Enrolment, ExistingConnections},
 };
 
+/// How long a pod that leaves the mesh still understands HBONE after the control plane says that it does not: peers hear of it
+/// at about the same time.
+const LINGER: Duration = Duration::from_secs(3);
+/// The longest it does so where the control plane says nothing.
+const LONGEST_LINGER: Duration = Duration::from_secs(15);
 /// Ticks between two attempts at a pod that could not be enrolled.
 const RETRY_TICKS: u32 = 4;
 
@@ -31,6 +38,8 @@ pub(super) struct PodInfo {
     pod: PodId,
     #[serde(skip)]
     open: Arc<AtomicUsize>,
+    #[serde(skip)]
+    inode: u64,
     netns: PathBuf,
     netns_cookie: u64,
     ips: Vec<IpAddr>,
@@ -53,6 +62,10 @@ pub(super) struct Report {
     pub(super) kernel: Vec<(&'static str, u64)>,
     /// Node ports: addresses and ports in use, and why not, if they are not.
     pub(super) node_ports: super::node_ports::Report,
+    /// Pods come from the Kubernetes API.
+    pub(super) from_api: bool,
+    /// It has not told all it knows yet.
+    pub(super) incomplete: bool,
     /// Why the model file is not in force, if it is not.
     pub(super) model_error: Option<String>,
     /// What keeps the kernel from redirecting any pod, if anything does.
@@ -62,13 +75,17 @@ pub(super) struct Report {
 /// Keeps enrolment at what the model asks for.
 pub(super) struct Enrolments {
     pub(super) redirector: Redirector,
+    /// Who is told of each pod, once its capture was tried.
+    pub(super) proving: Option<Proving>,
+    /// Pods that leave the mesh: since when, and since when the control plane says so.
+    leaving: BTreeMap<String, (Instant, Option<Instant>)>,
     report: Arc<Mutex<Report>>,
     ticks: u32,
 }
 
 impl Enrolments {
     pub(super) fn new(redirector: Redirector) -> Self {
-        Self { redirector, report: Arc::default(), ticks: 0 }
+        Self { redirector, proving: None, leaving: BTreeMap::new(), report: Arc::default(), ticks: 0 }
     }
 
     /// What there is to tell, for now.
@@ -84,16 +101,34 @@ impl Enrolments {
     /// Releases pods that are not wanted, enrols those that are, forgets what an earlier daemon left of others.
     pub(super) fn apply(&mut self, wanted: &[Enrolment], workers: &[worker::Handle]) {
         let is_wanted = |uid: &str| wanted.iter().any(|enrolment| *enrolment.workload == *uid);
-        // A pod made anew under its old uid has another namespace: the old one is released first.
+        // A pod made anew under its old uid has another namespace: the old one is released first. So is one whose namespace
+        // turns out to be without an address that it must have.
+        let is_same = |wanted: &Enrolment, pod: &PodInfo| match wanted.inode {
+            Some(inode) => inode == pod.inode && wanted.ips.iter().all(|ip| pod.ips.contains(ip)),
+            None => netns(wanted).path() == pod.netns,
+        };
         let stands = |uid: &str, pod: &PodInfo| {
-            wanted.iter().any(|enrolment| *enrolment.workload == *uid && netns(enrolment).path() == pod.netns)
+            wanted.iter().any(|enrolment| *enrolment.workload == *uid && is_same(enrolment, pod))
         };
         let enrolled = |report: &Report| -> Vec<String> {
             report.enrolled.iter().filter(|(uid, pod)| !stands(uid, pod)).map(|(uid, _)| uid.clone()).collect()
         };
         let gone = enrolled(&self.report());
         for uid in gone {
-            self.release(&uid);
+            if self.proving.is_some() && !is_wanted(&uid) {
+                self.leave(&uid);
+            } else {
+                self.release(&uid);
+            }
+        }
+        let back = |report: &Report| -> Vec<String> {
+            let left = report.enrolled.iter().filter(|(uid, _)| self.leaving.contains_key(*uid));
+            let all = left.chain(&report.releasing).filter(|(uid, pod)| stands(uid, pod));
+            all.map(|(uid, _)| uid.clone()).collect()
+        };
+        let back = back(&self.report());
+        for uid in back {
+            self.resume(&uid);
         }
         self.report().failed.retain(|uid, _| is_wanted(uid));
         for enrolment in wanted {
@@ -106,8 +141,27 @@ impl Enrolments {
                 self.enrol(uid, enrolment, workers);
             }
         }
-        for error in self.redirector.sweep_unless(is_wanted) {
-            warn!("a pod of an earlier daemon left something behind: {error}");
+        // Before all that is wanted is known, nothing of an earlier daemon is removed.
+        if !self.report().incomplete {
+            for error in self.redirector.sweep_unless(is_wanted) {
+                warn!("a pod of an earlier daemon left something behind: {error}");
+            }
+        }
+        self.prove();
+    }
+
+    /// Tries the capture of pods that were enrolled and not tried yet, or in vain.
+    fn prove(&mut self) {
+        for uid in self.proving.iter_mut().flat_map(Proving::take_due).collect::<Vec<_>>() {
+            let ip = self.report().enrolled.get(&uid).and_then(|info| info.ips.first().copied());
+            let (Some(ip), Some(proving)) = (ip, &mut self.proving) else { continue };
+            match self.redirector.socket(&uid, Family::from(ip)) {
+                Ok(socket) => proving.start(uid, ip, socket),
+                Err(failure) => {
+                    proving.failed(&uid, &failure.to_string());
+                    proving.enrolled(&uid);
+                }
+            }
         }
     }
 
@@ -116,11 +170,13 @@ impl Enrolments {
         self.ticks = self.ticks.wrapping_add(1);
         self.stay_attached();
         let left = self.leave_what_is_gone(workers);
+        self.end_leaves();
         let ended = self.end_releases(workers);
         let retry = self.ticks.is_multiple_of(RETRY_TICKS) && !self.report().failed.is_empty();
         if left || ended || retry {
             self.apply(wanted, workers);
         }
+        self.prove();
         match self.redirector.counters() {
             Ok(counters) => self.report().kernel = counters,
             Err(error) => warn!("{error}"),
@@ -133,6 +189,8 @@ impl Enrolments {
         let request = EnrolRequest {
             uid: uid.clone(),
             netns: netns.clone(),
+            inode: enrolment.inode,
+            expected: enrolment.ips.clone(),
             cgroup: enrolment.cgroup.clone(),
             ips: Vec::new(),
             existing: match enrolment.existing {
@@ -143,6 +201,7 @@ impl Enrolments {
         };
         match self.redirector.enrol(&request) {
             Ok(enrolled) => {
+                let client = self.proving.as_ref().and_then(|proving| proving.client(enrolment)).map(Arc::new);
                 let open = Arc::new(AtomicUsize::new(0));
                 let mut capture = Some(dns::Capture {
                     sockets: enrolled.dns,
@@ -152,15 +211,20 @@ impl Enrolments {
                 // DNS over UDP is one worker's: datagrams of one socket must not be shared out among threads.
                 let resolver = enrolled.pod.0 as usize % workers.len().max(1);
                 for (number, (worker, listeners)) in workers.iter().zip(enrolled.listeners).enumerate() {
-                    let (pod, uid, open) = (enrolled.pod, enrolment.workload.clone(), open.clone());
+                    let (pod, uid, client, open) =
+                        (enrolled.pod, enrolment.workload.clone(), client.clone(), open.clone());
                     let capture = if number == resolver { capture.take() } else { None };
                     let dns = enrolment.dns;
-                    let _ = worker.commands.send(Command::AddPod { pod, uid, open, listeners, dns, capture });
+                    let _ = worker.commands.send(Command::AddPod { pod, uid, client, open, listeners, dns, capture });
                 }
                 info!(uid, "enrolled");
+                if let Some(proving) = &mut self.proving {
+                    proving.enrolled(&uid);
+                }
                 let info = PodInfo {
                     pod: enrolled.pod,
                     open,
+                    inode: enrolled.inode,
                     netns: netns.path(),
                     netns_cookie: enrolled.netns_cookie,
                     ips: enrolled.ips,
@@ -175,9 +239,62 @@ impl Enrolments {
                 let before = self.report().failed.insert(uid.clone(), text.clone());
                 if before.as_deref() != Some(&text) {
                     error!("cannot enrol {uid}: {text}");
+                } else if let Some(proving) = &self.proving {
+                    // Twice the same: not one of the states that a pod passes through while it starts.
+                    proving.failed(&uid, &text);
                 }
             }
         }
+    }
+
+    /// Connections that the pod opens pass by from now on. Peers are told, and those that arrive are redirected until they know.
+    fn leave(&mut self, uid: &str) {
+        if self.leaving.contains_key(uid) {
+            return;
+        }
+        if let Err(failure) = self.redirector.stop_outbound(uid) {
+            error!("{uid} is still redirected: {failure}");
+            return;
+        }
+        self.leaving.insert(uid.to_owned(), (Instant::now(), None));
+        if let Some(proving) = &mut self.proving {
+            proving.released(uid);
+        }
+    }
+
+    /// Releases pods that have left as far as peers are concerned, or are gone altogether.
+    fn end_leaves(&mut self) {
+        let Some(proving) = &self.proving else { return };
+        let mut done = Vec::new();
+        for (uid, (since, quiet)) in &mut self.leaving {
+            let speaks = proving.speaks_hbone(uid);
+            *quiet = if speaks == Some(true) { None } else { quiet.or_else(|| Some(Instant::now())) };
+            let known = quiet.is_some_and(|quiet| quiet.elapsed() >= LINGER);
+            if speaks.is_none() || known || since.elapsed() >= LONGEST_LINGER {
+                done.push(uid.clone());
+            }
+        }
+        for uid in done {
+            self.release(&uid);
+        }
+    }
+
+    /// Redirects a pod again that was about to be released.
+    fn resume(&mut self, uid: &str) {
+        if let Err(failure) = self.redirector.resume(uid) {
+            error!("{uid} cannot be redirected again yet: {failure}");
+            return;
+        }
+        self.leaving.remove(uid);
+        let mut report = self.report();
+        if let Some(info) = report.releasing.remove(uid) {
+            report.enrolled.insert(uid.to_owned(), info);
+        }
+        drop(report);
+        if let Some(proving) = &mut self.proving {
+            proving.enrolled(uid);
+        }
+        info!(uid, "enrolled again");
     }
 
     /// New connections of the pod pass by from now on; those that run go on.
@@ -185,6 +302,11 @@ impl Enrolments {
         if let Err(failure) = self.redirector.stop_capture(uid) {
             error!("{uid} is still redirected: {failure}");
             return;
+        }
+        if self.leaving.remove(uid).is_none()
+            && let Some(proving) = &mut self.proving
+        {
+            proving.released(uid);
         }
         let mut report = self.report();
         if let Some(info) = report.enrolled.remove(uid) {

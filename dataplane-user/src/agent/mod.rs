@@ -5,6 +5,7 @@
 
 mod answers;
 pub mod certificates;
+mod cgroups;
 pub mod connect;
 pub mod control_plane;
 mod deliver;
@@ -16,6 +17,7 @@ pub mod environment;
 pub mod gateways;
 pub mod headers;
 pub mod inbound;
+pub mod kubernetes;
 mod local;
 mod metrics;
 mod names;
@@ -26,4 +28,5 @@ pub mod outbound;
 pub mod plaintext;
 mod policy;
 mod profile;
+pub mod proof;
 pub mod worker;

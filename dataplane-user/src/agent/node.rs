@@ -18,10 +18,12 @@ use tracing::{error, info, warn};
 
 use super::{
     answers::Answers,
-    certificates, control_plane,
+    certificates, cgroups, control_plane,
     enrolment::Enrolments,
     environment::Settings,
+    kubernetes,
     node_ports::NodePorts,
+    proof::{Proofs, Proving},
     worker::{self, Command, Shared},
 };
 use crate::{
@@ -36,7 +38,7 @@ use crate::{
         privileges::{Role, keep_only},
         raise_nofile_limit,
     },
-    state::{Model, ModelStore, file},
+    state::{Enrolment, Model, ModelStore, file},
 };
 
 /// How often the model file and the kernel's counters are looked at.
@@ -47,16 +49,19 @@ const BACKLOG: i32 = 8192;
 /// What the daemon is started with.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The mesh model of this node, a YAML file (see `causeway schema`); it is watched.
-    #[arg(long, value_name = "FILE")]
-    pub model: PathBuf,
+    /// The mesh model of this node, a YAML file (see `causeway schema`); it is watched. Not needed with --kubernetes.
+    #[arg(long, value_name = "FILE", required_unless_present = "kubernetes")]
+    pub model: Option<PathBuf>,
+    /// Pods of the Kubernetes API.
+    #[command(flatten)]
+    pub pods: kubernetes::Args,
     /// Name of this node's kernel state; two daemons on one kernel need two names.
     #[arg(long, default_value = "node")]
     pub instance: String,
     /// The node's cgroup-2 root.
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/cgroup")]
     pub cgroup_root: PathBuf,
-    /// The cgroup all pods are below; found under the root if absent.
+    /// The cgroup all pods are below, absolute or below the root; found there if absent.
     #[arg(long, value_name = "DIR")]
     pub pods_cgroup: Option<PathBuf>,
     /// Where the BPF file system is, or shall be mounted.
@@ -126,7 +131,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let settings = Settings::read(&environment, cpus.len())?;
     let workers = args.workers.or(settings.workers).unwrap_or(cpus.len()).max(1);
     // Started before any thread exists, so that it inherits nothing but its channel.
-    let helper = Spawn::new(workers).start()?;
+    let helper = Spawn::new(workers).proc(&args.pods.proc).start()?;
     raise_nofile_limit()?;
     keep_buffers();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -136,6 +141,11 @@ pub fn run(args: Args) -> Result<(), Failure> {
 struct Node {
     enrolments: Enrolments,
     node_ports: NodePorts,
+    /// Pods that the Kubernetes API wants enrolled, where it is followed.
+    pods: Option<kubernetes::Pods>,
+    /// Workloads that the model file wants enrolled.
+    filed: Vec<Enrolment>,
+    file: Option<(PathBuf, file::Watch)>,
     shared: Arc<Shared>,
     workers: Vec<worker::Handle>,
     gateway: Vec<SocketAddr>,
@@ -153,26 +163,32 @@ impl Node {
         workers: usize,
         mut helper: Helper,
     ) -> Result<(), Failure> {
-        let text = file::read(&args.model)?;
         let defaults = settings.defaults;
         let drain_time = args.drain.map_or(settings.drain, Duration::from_secs);
-        let model = file::parse_with(&text, &args.model, &defaults)?;
-        let mut file = file::Watch::new(&args.model, text);
+        let (model, file) = match args.model.clone() {
+            Some(path) => {
+                let text = file::read(&path)?;
+                let model = file::parse_with(&text, &path, &defaults)?;
+                let watch = file::Watch::new(&path, text);
+                (model, Some((path, watch)))
+            }
+            None => (file::parse_with(kubernetes::MODEL, Path::new("(environment)"), &defaults)?, None),
+        };
         let credentials = certificates::open(&model.node, environment)?;
         credentials.set_trust(trust(&model)?)?;
         let counters = Arc::new(Counters::default());
         let exclusions = exclusions(&model);
         let channels = helper.take_channels();
-        let pods_cgroup = match args.pods_cgroup.clone() {
-            Some(folder) => folder,
-            None => find_pods_cgroup(&args.cgroup_root)?,
-        };
+        let cgroup_root = cgroups::root(&args.cgroup_root);
+        let pods_cgroup = cgroups::pods(&cgroup_root, args.pods_cgroup.as_deref())?;
         let mut redirector = Redirector::start(
             RedirectConfig {
                 bpffs: args.bpffs.clone(),
                 exclusions,
                 workers,
-                ..RedirectConfig::new(args.instance.clone(), &args.cgroup_root, pods_cgroup)
+                proc: args.pods.proc.clone(),
+                node_netns: args.pods.kubernetes.then(|| args.pods.proc.join("1/ns/net")),
+                ..RedirectConfig::new(args.instance.clone(), cgroup_root, pods_cgroup)
             },
             helper,
         )?;
@@ -198,6 +214,7 @@ impl Node {
             log,
             connections: Arc::new(Connections::new(counters.clone(), traffic)),
             counters,
+            proofs: Proofs::default(),
         });
         let (drain, draining) = watch::channel(false);
         let mut handles = Vec::with_capacity(workers);
@@ -205,15 +222,28 @@ impl Node {
             let cpu = args.pin_workers.then_some(cpu);
             handles.push(worker::start(number, cpu, shared.clone(), channel, draining.clone())?);
         }
+        let filed = node.enrol.clone();
+        let pods = if args.pods.kubernetes {
+            Some(kubernetes::Pods::start(&args.pods, &node, defaults.dns, redirector.adopted())?)
+        } else {
+            None
+        };
+        let mut enrolments = Enrolments::new(redirector);
+        enrolments.report().from_api = pods.is_some();
+        enrolments.proving = pods.as_ref().map(|pods| Proving::new(shared.clone(), pods.outcomes()));
         let mut node = Node {
-            enrolments: Enrolments::new(redirector),
+            enrolments,
             node_ports: NodePorts::default(),
+            pods,
+            filed,
+            file,
             shared,
             workers: handles,
             gateway: Vec::new(),
             defaults,
             quit: Arc::default(),
         };
+        node.take_pods();
         node.apply()?;
         tokio::spawn(node.shared.credentials.clone().run());
         tokio::spawn(certificates::follow(node.shared.clone()));
@@ -231,19 +261,30 @@ impl Node {
             http::serve(port, address, answers.clone()).await?;
         }
         info!(instance = args.instance, workers, "ready");
-        node.watch(&mut file, &args.model).await?;
+        node.watch().await?;
+        let removal = match &node.pods {
+            Some(pods) => pods.is_removal().await,
+            None => false,
+        };
         info!("draining for up to {} s", drain_time.as_secs_f32());
         drop(socket);
         let _ = drain.send(true);
-        node.drain(drain_time).await;
+        node.enrolments.redirector.let_go();
+        let redirector = node.drain(drain_time).await;
+        if removal {
+            info!("the DaemonSet is gone: everything is removed from this node");
+            for left in redirector.remove()? {
+                warn!("left behind: {left}");
+            }
+        }
         Ok(())
     }
 
-    /// Follows the model file and the clock until a signal asks to stop.
+    /// Follows the model file, the pods and the clock until a signal asks to stop.
     ///
     /// # Errors
     /// The helper has ended: whoever watches over the daemon starts both again, and the pods stay closed until then.
-    async fn watch(&mut self, file: &mut file::Watch, path: &Path) -> io::Result<()> {
+    async fn watch(&mut self) -> io::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hangup = signal(SignalKind::hangup())?;
@@ -254,10 +295,20 @@ impl Node {
                 _ = interrupt.recv() => return Ok(()),
                 () = self.quit.notified() => return Ok(()),
                 // The file is looked at several times a second anyway; a signal only repeats what could not be applied.
-                _ = hangup.recv() => self.reload(file::read(path), path),
+                _ = hangup.recv() => {
+                    if let Some(path) = self.file.as_ref().map(|(path, _)| path.clone()) {
+                        self.reload(file::read(&path), &path);
+                    }
+                }
+                () = changed(self.pods.as_mut()) => {
+                    self.take_pods();
+                    let model = self.shared.model.load();
+                    self.enrolments.apply(&model.node.enrol, &self.workers);
+                }
                 _ = tick.tick() => {
-                    if let Some(text) = file.poll() {
-                        self.reload(text, path);
+                    let read = self.file.as_mut().and_then(|(path, watch)| Some((path.clone(), watch.poll()?)));
+                    if let Some((path, text)) = read {
+                        self.reload(text, &path);
                     }
                     let model = self.shared.model.load();
                     self.enrolments.tick(&model.node.enrol, &self.workers);
@@ -266,6 +317,20 @@ impl Node {
                 }
             }
         }
+    }
+
+    /// Takes over what the Kubernetes API wants beside what the file says.
+    fn take_pods(&mut self) {
+        if let Some(pods) = &self.pods {
+            self.enrolments.report().incomplete = !pods.is_complete();
+            self.shared.model.enrol(self.wanted());
+        }
+    }
+
+    /// Everything that shall be enrolled.
+    fn wanted(&self) -> Vec<Enrolment> {
+        let pods = self.pods.iter().flat_map(kubernetes::Pods::current);
+        self.filed.iter().chain(pods).cloned().collect()
     }
 
     /// Brings enrolment and gateway listeners to what the model says.
@@ -290,13 +355,17 @@ impl Node {
         self.enrolments.report().model_error = error;
     }
 
-    fn change(&mut self, model: Model) -> Result<(), Failure> {
+    fn change(&mut self, mut model: Model) -> Result<(), Failure> {
         if model.node.control_plane != self.shared.model.load().node.control_plane {
             warn!("controlPlane has changed; that takes effect when the daemon is started again");
         }
         self.shared.credentials.set_trust(trust(&model)?)?;
         self.enrolments.redirector.set_exclusions(&exclusions(&model))?;
         self.shared.log.configure(&model.node);
+        self.filed = model.node.enrol.clone();
+        if self.pods.is_some() {
+            Arc::make_mut(&mut model.node).enrol = self.wanted();
+        }
         self.shared.model.replace(model);
         self.apply()
     }
@@ -321,7 +390,7 @@ impl Node {
 
     /// Lets open connections end, within bounds, then stops the workers. Kernel state stays pinned: it keeps the pods
     /// closed until the next start or `causeway uninstall`.
-    async fn drain(self, time: Duration) {
+    async fn drain(self, time: Duration) -> Redirector {
         let open = || self.shared.counters.open.load(std::sync::atomic::Ordering::Relaxed);
         let deadline = tokio::time::Instant::now() + time;
         while open() > 0 && tokio::time::Instant::now() < deadline {
@@ -333,18 +402,16 @@ impl Node {
                 error!("a worker ended with a panic");
             }
         }
+        self.enrolments.redirector
     }
 }
 
-/// The folder kubelet puts pods under, by the names its cgroup drivers give it.
-fn find_pods_cgroup(root: &Path) -> Result<PathBuf, Failure> {
-    let names = ["kubepods.slice", "kubepods"];
-    let found = names.iter().map(|name| root.join(name)).find(|folder| folder.is_dir());
-    found.ok_or_else(|| {
-        let root = root.display();
-        format!("neither {root}/kubepods.slice nor {root}/kubepods exists; name the pods' cgroup with --pods-cgroup")
-            .into()
-    })
+/// The next change of what the Kubernetes API wants; never, where it is not followed.
+async fn changed(pods: Option<&mut kubernetes::Pods>) {
+    match pods {
+        Some(pods) => pods.changed().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// The roots of every trust domain this node accepts besides its own.

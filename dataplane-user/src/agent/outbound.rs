@@ -118,7 +118,7 @@ async fn open(
     record: &mut Record,
 ) -> Result<(Link, Option<Slot>), ConnError> {
     let resolving = Instant::now();
-    let Some((model, workload)) = worker.workload(pod).await else {
+    let Some((model, workload)) = worker.client(pod).await else {
         return Err(ConnError::fatal(Leg::Resolve, to, format!("the workload {} is not in the mesh model", pod.uid)));
     };
     record.source.workload = Some(workload.clone());

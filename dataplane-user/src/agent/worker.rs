@@ -22,7 +22,7 @@ use tokio::{
 };
 use tracing::warn;
 
-use super::{dns, entry, gateways::Health, inbound, node_ports, outbound, plaintext};
+use super::{dns, entry, gateways::Health, inbound, node_ports, outbound, plaintext, proof::Proofs};
 use crate::{
     dns::Reserved,
     gateway::{Gateway, Load},
@@ -65,6 +65,8 @@ pub struct Shared {
     pub counters: Arc<Counters>,
     /// Connections open now.
     pub connections: Arc<Connections>,
+    /// Connections by which the capture of a pod is tried.
+    pub proofs: Proofs,
 }
 
 /// An order from the control thread.
@@ -75,6 +77,8 @@ pub enum Command {
         pod: PodId,
         /// Its workload uid.
         uid: Arc<str>,
+        /// What it is as a client, until the control plane knows it.
+        client: Option<Arc<Workload>>,
         /// Its open connections, all workers together.
         open: Arc<AtomicUsize>,
         /// This worker's listeners inside the pod's namespace.
@@ -116,6 +120,8 @@ pub struct Pod {
     pub id: PodId,
     /// Its workload uid.
     pub uid: Arc<str>,
+    /// What it is as a client, until the control plane knows it.
+    client: Option<Arc<Workload>>,
     /// Its open connections, all workers together.
     pub open: Arc<AtomicUsize>,
     /// An opaque name for the pod towards peers of our own kind.
@@ -171,6 +177,18 @@ impl Worker {
     /// The pod of workload `uid`, if it is enrolled here.
     pub fn pod(&self, uid: &str) -> Option<Rc<Pod>> {
         self.pods.borrow().values().map(|accepting| &accepting.pod).find(|pod| *pod.uid == *uid).cloned()
+    }
+
+    /// The workload of `pod` for connections that it opens. A pod that has just started is known by where it runs before the
+    /// control plane knows it; nothing of that says who may call it.
+    pub async fn client(&self, pod: &Pod) -> Option<(Arc<Model>, Arc<Workload>)> {
+        let model = self.model();
+        match &pod.client {
+            Some(client) if model.synced && !pod.known.get() && model.workload(&pod.uid).is_none() => {
+                Some((model, client.clone()))
+            }
+            _ => self.workload(pod).await,
+        }
     }
 
     /// The workload of `pod`, waiting a moment for a model that is not complete or does not know it yet.
@@ -285,12 +303,12 @@ async fn run(
 
 fn obey(worker: &Rc<Worker>, command: Command) {
     match command {
-        Command::AddPod { pod, uid, open, listeners, dns, capture } => {
+        Command::AddPod { pod, uid, client, open, listeners, dns, capture } => {
             let mut hasher = DefaultHasher::new();
             uid.hash(&mut hasher);
             let endpoint = format!("{:016x}", hasher.finish());
             let known = Cell::new(false);
-            let pod = Rc::new(Pod { id: pod, uid, open, endpoint, known, dns, questions: Cell::new(0) });
+            let pod = Rc::new(Pod { id: pod, uid, client, open, endpoint, known, dns, questions: Cell::new(0) });
             let accept = [
                 listen(worker, &pod, listeners.outbound, outbound::serve),
                 listen(worker, &pod, listeners.plaintext, plaintext::serve),
@@ -360,6 +378,9 @@ where
         Ok(listener) => {
             let drain = worker.drain.clone();
             let task = spawn_local(accept(listener, drain, move |socket, from| {
+                if worker.shared.proofs.is_one(from) {
+                    return;
+                }
                 let (worker, pod) = (worker.clone(), pod.clone());
                 spawn_local(async move {
                     pod.open.fetch_add(1, Relaxed);

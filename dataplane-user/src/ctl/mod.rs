@@ -2,10 +2,12 @@
 
 pub mod ca;
 pub mod dump;
+pub mod install;
 pub mod probe;
 pub mod schema;
 pub mod show;
 pub mod status;
 pub mod top;
 pub mod uninstall;
+pub mod unmark;
 pub mod validate;

@@ -13,6 +13,9 @@ pub struct Args {
     /// Where the BPF file system is mounted.
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf")]
     bpffs: PathBuf,
+    /// The node's own proc file system, mounted for writing.
+    #[arg(long, value_name = "DIR", default_value = "/proc")]
+    proc: PathBuf,
 }
 
 /// Removes pins, links, rules and sysctl changes.
@@ -20,7 +23,7 @@ pub struct Args {
 /// # Errors
 /// Something could not be removed: what, and why.
 pub fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
-    let left = redirect::uninstall(&args.bpffs, &args.instance)?;
+    let left = redirect::uninstall(&args.bpffs, &args.instance, &args.proc)?;
     if left.is_empty() {
         println!("nothing of instance {} is left in the kernel", args.instance);
         return Ok(());

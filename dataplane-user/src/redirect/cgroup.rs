@@ -74,12 +74,38 @@ pub(super) fn mount_point() -> io::Result<PathBuf> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no cgroup2 hierarchy is mounted"))
 }
 
-/// The cgroup2 folder of this process.
+/// The cgroup2 folder of this process. In a container several views of the hierarchy may be mounted; the one whose root is
+/// the root that paths are told from is the right one.
 pub(super) fn own() -> io::Result<PathBuf> {
     let text = fs::read_to_string("/proc/self/cgroup")?;
     let path = text
         .lines()
         .find_map(|line| line.strip_prefix("0::"))
         .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "this process is in no cgroup2 hierarchy"))?;
-    Ok(mount_point()?.join(path.trim_start_matches('/')))
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let root = mounts.lines().find_map(whole_view).map_or_else(mount_point, Ok)?;
+    Ok(root.join(path.trim_start_matches('/')))
+}
+
+/// The mount point of a line of mountinfo (proc(5)) if it is a cgroup2 hierarchy from its root on.
+fn whole_view(line: &str) -> Option<PathBuf> {
+    let (mount, kind) = line.split_once(" - ")?;
+    let mut fields = mount.split(' ').skip(3);
+    let (root, point) = (fields.next()?, fields.next()?);
+    (root == "/" && kind.split(' ').next() == Some("cgroup2")).then(|| PathBuf::from(point))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_several_views_the_one_from_the_root_counts() {
+        let host = "31 23 0:27 /../../.. /host/cgroup ro,relatime - cgroup2 cgroup2 rw";
+        let own = "30 23 0:27 / /sys/fs/cgroup ro,nosuid shared:4 - cgroup2 cgroup rw,nsdelegate";
+        let other = "32 23 0:28 / /sys/fs/bpf rw - bpf bpf rw";
+        assert_eq!(whole_view(host), None);
+        assert_eq!(whole_view(own), Some(PathBuf::from("/sys/fs/cgroup")));
+        assert_eq!(whole_view(other), None);
+    }
 }

@@ -16,6 +16,11 @@ pub struct RedirectConfig {
     pub pods_cgroup: PathBuf,
     /// Mount point of the BPF file system; mounted there if it is not.
     pub bpffs: PathBuf,
+    /// Where the node's own proc file system is mounted.
+    pub proc: PathBuf,
+    /// The node's own network namespace, where its processes that are no pod's reach enrolled pods past the engine: kubelet's
+    /// probes. `None` if there are none.
+    pub node_netns: Option<PathBuf>,
     /// The daemon's own cgroup, whose connections are never redirected; `None` finds it in `/proc/self/cgroup`.
     pub engine_cgroup: Option<PathBuf>,
     /// First port of the range of rewrite targets.
@@ -36,6 +41,8 @@ impl RedirectConfig {
             cgroup_root: cgroup_root.into(),
             pods_cgroup: pods_cgroup.into(),
             bpffs: PathBuf::from("/sys/fs/bpf"),
+            proc: PathBuf::from("/proc"),
+            node_netns: None,
             engine_cgroup: None,
             port_base: DEFAULT_PORT_BASE,
             port_count: DEFAULT_PORT_COUNT,

@@ -88,15 +88,22 @@ impl Redirector {
         Ok(sockets)
     }
 
-    /// Lets a pod's DNS queries pass.
+    /// Lets a pod's DNS queries pass from now on. Returns what takes them back.
+    pub(super) fn pause_dns(&mut self, cookie: u64) -> Option<DnsPod> {
+        let value = self.maps.dns_pods.get(&cookie, 0).map(|Plain(value)| value).ok();
+        let _ = self.maps.dns_pods.remove(&cookie);
+        value
+    }
+
+    /// Lets a pod's DNS queries pass, for good.
     pub(super) fn uncapture_dns(&mut self, cookie: u64) {
-        if self.maps.dns_pods.remove(&cookie).is_ok() {
+        if self.pause_dns(cookie).is_some() {
             self.forget_servers(cookie);
         }
     }
 
     /// Removes which servers a pod has asked; first the entries that give ports out.
-    fn forget_servers(&mut self, cookie: u64) {
+    pub(super) fn forget_servers(&mut self, cookie: u64) {
         let asked: Vec<_> =
             self.maps.dns_ports.keys().filter_map(Result::ok).filter(|key| key.0.netns == cookie).collect();
         for key in asked {

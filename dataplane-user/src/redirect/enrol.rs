@@ -43,6 +43,10 @@ pub struct EnrolRequest {
     pub uid: String,
     /// Its network namespace.
     pub netns: NetnsRef,
+    /// Inode of that namespace, where it is known: another one at the same path is refused.
+    pub inode: Option<u64>,
+    /// Addresses that its interfaces must have; empty where nobody has said.
+    pub expected: Vec<IpAddr>,
     /// Its cgroup, checked to be below the pods' cgroup where given.
     pub cgroup: Option<PathBuf>,
     /// Its addresses; empty means those of its interfaces.
@@ -62,6 +66,8 @@ pub struct Enrolled {
     pub uid: String,
     /// Cookie of its network namespace.
     pub netns_cookie: u64,
+    /// Inode of its network namespace.
+    pub inode: u64,
     /// Its addresses.
     pub ips: Vec<IpAddr>,
     /// One set of listeners for each worker, in worker order.
@@ -91,6 +97,8 @@ pub struct Adopted {
     pub uid: String,
     /// Path its namespace was opened by.
     pub netns: PathBuf,
+    /// Inode of its namespace.
+    pub inode: u64,
     /// Cookie of its network namespace.
     pub netns_cookie: u64,
 }

@@ -146,6 +146,24 @@ pub enum EnrolError {
         /// Workload.
         uid: String,
     },
+    /// The path is that of another namespace meanwhile.
+    #[error("{uid}: {} is not the network namespace that it was found by; it is looked for again", path.display())]
+    AnotherNamespace {
+        /// Workload.
+        uid: String,
+        /// The path.
+        path: PathBuf,
+    },
+    /// The namespace does not have an address that the pod is said to have.
+    #[error(
+        "{uid}: its network namespace does not have the address {address} that the API shows for it; restart the pod if this stays"
+    )]
+    NotItsAddress {
+        /// Workload.
+        uid: String,
+        /// The address.
+        address: std::net::IpAddr,
+    },
     /// The cgroup of the pod is outside the folder whose programs redirect.
     #[error("{uid}: cgroup {} is not below {}, where pods are redirected; check --pods-cgroup", cgroup.display(), pods.display())]
     CgroupOutside {

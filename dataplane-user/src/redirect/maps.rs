@@ -34,11 +34,12 @@ impl Abi for Record {}
 unsafe impl<T: Abi> aya::Pod for Plain<T> {}
 
 /// Maps that are pinned: they carry the state a next daemon adopts.
-pub(super) const PINNED: [&str; 21] = [
+pub(super) const PINNED: [&str; 22] = [
     "CONFIG",
     "PODS",
     "POD_BY_IP",
     "ENGINES",
+    "NODE_NETNS",
     "EXCLUDED_PORTS",
     "EXCLUDED_CIDRS",
     "LISTENERS",
@@ -64,6 +65,7 @@ pub(super) struct Maps {
     pub(super) pods: HashMap<MapData, u64, Plain<Pod>>,
     pub(super) pod_by_ip: HashMap<MapData, Addr, u64>,
     pub(super) engines: HashMap<MapData, u64, u32>,
+    pub(super) node_netns: HashMap<MapData, u64, u32>,
     pub(super) excluded_ports: HashMap<MapData, Plain<PortKey>, u8>,
     pub(super) excluded_cidrs: LpmTrie<MapData, Addr, u8>,
     pub(super) listeners: SockHash<MapData, Plain<ListenerKey>>,
@@ -93,6 +95,7 @@ impl Maps {
             pods: taken(object, "PODS")?,
             pod_by_ip: taken(object, "POD_BY_IP")?,
             engines: taken(object, "ENGINES")?,
+            node_netns: taken(object, "NODE_NETNS")?,
             excluded_ports: taken(object, "EXCLUDED_PORTS")?,
             excluded_cidrs: taken(object, "EXCLUDED_CIDRS")?,
             listeners: taken(object, "LISTENERS")?,

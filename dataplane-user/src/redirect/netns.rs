@@ -19,7 +19,7 @@ pub(super) struct Netns {
 }
 
 /// Opens the namespace of a pod and makes sure that it is one, and not the node's own.
-pub(super) fn open(uid: &str, reference: &NetnsRef) -> Result<Netns, EnrolError> {
+pub(super) fn open(uid: &str, reference: &NetnsRef, proc: &Path) -> Result<Netns, EnrolError> {
     let path = reference.path();
     let missing = |source| EnrolError::NoNamespace { uid: uid.to_owned(), path: path.clone(), source };
     let file = File::open(&path).map_err(missing)?;
@@ -27,7 +27,7 @@ pub(super) fn open(uid: &str, reference: &NetnsRef) -> Result<Netns, EnrolError>
         return Err(EnrolError::NotANamespace { uid: uid.to_owned(), path });
     }
     let inode = file.metadata().map_err(missing)?.ino();
-    let own = ["/proc/self/ns/net", "/proc/1/ns/net"];
+    let own = [Path::new("/proc/self/ns/net"), Path::new("/proc/1/ns/net"), &proc.join("1/ns/net")];
     if own.iter().any(|own| fs::metadata(own).is_ok_and(|metadata| metadata.ino() == inode)) {
         return Err(EnrolError::NodeNamespace { uid: uid.to_owned(), path });
     }
@@ -45,7 +45,7 @@ pub(super) fn is_netns(file: &File) -> bool {
 }
 
 /// Opens a namespace by the path it had, or by any process or name that still has it. `None` if nobody has it any more.
-pub(super) fn find(path: &Path, inode: u64) -> Option<OwnedFd> {
+pub(super) fn find(proc: &Path, path: &Path, inode: u64) -> Option<OwnedFd> {
     let matching = |candidate: &Path| {
         let file = File::open(candidate).ok()?;
         (file.metadata().ok()?.ino() == inode && is_netns(&file)).then(|| OwnedFd::from(file))
@@ -54,7 +54,7 @@ pub(super) fn find(path: &Path, inode: u64) -> Option<OwnedFd> {
         return Some(found);
     }
     let named = ["/run/netns", "/var/run/netns"].into_iter().flat_map(|folder| entries(Path::new(folder)));
-    let of_processes = entries(Path::new("/proc")).map(|process| process.join("ns/net"));
+    let of_processes = entries(proc).map(|process| process.join("ns/net"));
     named.chain(of_processes).find_map(|candidate| matching(&candidate))
 }
 

@@ -2,17 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, UdpSocket};
-use std::os::fd::{AsFd, AsRawFd};
+use std::net::{IpAddr, TcpListener, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
 use aya::maps::MapError;
-use causeway_ebpf::abi::{self, ListenerKey, Record, listener_kind};
+use causeway_ebpf::abi::{self, DnsPod, ListenerKey, Record, listener_kind};
 
 use super::cgroup;
 use super::enrol::{EnrolRequest, Enrolled, Existing, PodId, WorkerListeners};
-use super::error::EnrolError;
+use super::error::{EnrolError, LoadError};
 use super::helper::{Saved, StepError};
 use super::maps::Plain;
 use super::netns::{self, Netns};
@@ -21,6 +21,7 @@ use super::original::words;
 use super::pins::remove_link;
 use super::record;
 use super::redirector::Redirector;
+use super::sockets::Family;
 use super::system::netns_cookie;
 
 /// Between taking a pod out of PODS and taking its lookup away: a connect() that was rewritten just before has sent its SYN.
@@ -35,6 +36,10 @@ pub(super) struct Pod {
     saved: Saved,
     /// New connections are redirected; false once `stop_capture` was called.
     captured: bool,
+    /// How its DNS queries were captured, once they are not any more.
+    dns: Option<DnsPod>,
+    /// One worker's listeners again, so that a capture that was stopped can be resumed: they stand for those of all workers.
+    kept: Vec<(u32, TcpListener)>,
 }
 
 impl Redirector {
@@ -51,7 +56,10 @@ impl Redirector {
         if let Some(cgroup) = &request.cgroup {
             self.check_cgroup(uid, cgroup)?;
         }
-        let netns = netns::open(uid, &request.netns)?;
+        let netns = netns::open(uid, &request.netns, &self.config.proc)?;
+        if request.inode.is_some_and(|inode| inode != netns.inode) {
+            return Err(EnrolError::AnotherNamespace { uid: uid.to_owned(), path: netns.path });
+        }
         // Before anything is opened there: listeners of two enrolments would share the connections.
         if let Some((other, _)) = self.pods.iter().find(|(_, other)| other.netns.inode == netns.inode) {
             return Err(EnrolError::NamespaceTaken { uid: uid.to_owned(), other: other.clone() });
@@ -59,8 +67,15 @@ impl Redirector {
         let id = PodId(self.next_pod);
         self.next_pod = self.next_pod.wrapping_add(1);
         let opened = self.helper.control.open(id, self.config.workers, netns.fd.as_fd()).map_err(failed(uid))?;
+        let missing = request.expected.iter().find(|ip| !opened.addresses.contains(ip));
+        if let Some(address) = missing {
+            let error = EnrolError::NotItsAddress { uid: uid.to_owned(), address: *address };
+            let _ = self.helper.control.forget(id);
+            let _ = self.helper.control.undo(opened.saved, netns.fd.as_fd());
+            return Err(error);
+        }
         let ips = if request.ips.is_empty() { opened.addresses } else { request.ips.clone() };
-        let mut pod = Pod { id, netns, ips, saved: opened.saved, captured: true };
+        let mut pod = Pod { id, netns, ips, saved: opened.saved, captured: true, dns: None, kept: Vec::new() };
         let dns = match self.capture(uid, &mut pod, &opened.listeners, request.dns) {
             Ok(dns) => dns,
             Err(error) => {
@@ -78,6 +93,7 @@ impl Redirector {
             pod: id,
             uid: uid.to_owned(),
             netns_cookie: pod.netns.cookie,
+            inode: pod.netns.inode,
             ips: pod.ips.clone(),
             listeners: opened.listeners,
             dns,
@@ -125,16 +141,10 @@ impl Redirector {
             (listener_kind::PLAINTEXT, &first.plaintext),
             (listener_kind::HBONE, &first.hbone),
         ] {
-            let key = ListenerKey { netns: cookie, kind, pad: 0 };
-            self.maps.listeners.insert(Plain(key), listener.as_raw_fd(), 0).map_err(in_map(uid, "LISTENERS"))?;
+            pod.kept.push((kind, listener.try_clone().map_err(step("keeping a listener"))?));
         }
-        for ip in &pod.ips {
-            self.maps.pod_by_ip.insert(words(*ip), cookie, 0).map_err(in_map(uid, "POD_BY_IP"))?;
-        }
-        let pin = self.pins.pod(cookie);
-        object::attach_lookup(self.lookup.as_fd(), pod.netns.fd.as_fd(), pod.netns.inode, &pin)
-            .map_err(step("attaching the socket lookup (needs Linux 5.9 and CAP_NET_ADMIN)"))?;
-        let value = abi::Pod { v4: first_of(&pod.ips, IpAddr::is_ipv4), v6: first_of(&pod.ips, IpAddr::is_ipv6) };
+        self.capture_inbound(uid, pod)?;
+        let value = destination(&pod.ips);
         let sockets = if dns { self.capture_dns(uid, cookie, pod.netns.fd.as_fd(), &value)? } else { Vec::new() };
         if !dns {
             self.uncapture_dns(cookie);
@@ -142,6 +152,23 @@ impl Redirector {
         self.maps.pods.insert(cookie, Plain(value), 0).map_err(in_map(uid, "PODS"))?;
         self.adopted.remove(&cookie);
         Ok(sockets)
+    }
+
+    /// Directs what arrives for a pod to the listeners that are kept of it.
+    fn capture_inbound(&mut self, uid: &str, pod: &Pod) -> Result<(), EnrolError> {
+        let cookie = pod.netns.cookie;
+        for (kind, listener) in &pod.kept {
+            let key = ListenerKey { netns: cookie, kind: *kind, pad: 0 };
+            self.maps.listeners.insert(Plain(key), listener.as_raw_fd(), 0).map_err(in_map(uid, "LISTENERS"))?;
+        }
+        for ip in &pod.ips {
+            self.maps.pod_by_ip.insert(words(*ip), cookie, 0).map_err(in_map(uid, "POD_BY_IP"))?;
+        }
+        let pin = self.pins.pod(cookie);
+        object::attach_lookup(self.lookup.as_fd(), pod.netns.fd.as_fd(), pod.netns.inode, &pin).map_err(|source| {
+            let action = String::from("attaching the socket lookup (needs Linux 5.9 and CAP_NET_ADMIN)");
+            EnrolError::Step { uid: uid.to_owned(), action, source }
+        })
     }
 
     /// Two pods of a node never share an address; one that an earlier daemon knew under it is gone.
@@ -163,20 +190,72 @@ impl Redirector {
         Ok(())
     }
 
+    /// A socket in the namespace of an enrolled pod, not connected, non-blocking.
+    ///
+    /// # Errors
+    /// [`EnrolError::NotEnrolled`], or [`EnrolError::Step`] if none can be made.
+    pub fn socket(&self, uid: &str, family: Family) -> Result<OwnedFd, EnrolError> {
+        let pod = self.pods.get(uid).ok_or_else(|| EnrolError::NotEnrolled { uid: uid.to_owned() })?;
+        self.helper.control.socket(family, pod.netns.fd.as_fd()).map_err(failed(uid))
+    }
+
     /// Ends the redirection of new connections, in both directions. Open ones go on: listeners, rules and sysctl values stay
     /// until [`forget`](Self::forget).
     ///
     /// # Errors
     /// [`EnrolError::NotEnrolled`], or [`EnrolError::Step`] if the kernel refuses.
     pub fn stop_capture(&mut self, uid: &str) -> Result<(), EnrolError> {
+        self.stop_outbound(uid)?;
         let pod = self.pods.get_mut(uid).ok_or_else(|| EnrolError::NotEnrolled { uid: uid.to_owned() })?;
         pod.captured = false;
         let (cookie, ips) = (pod.netns.cookie, pod.ips.clone());
+        std::thread::sleep(IN_FLIGHT);
         self.uncapture(cookie, &ips).map_err(|source| EnrolError::Step {
             uid: uid.to_owned(),
             action: String::from("detaching the socket lookup"),
             source,
         })
+    }
+
+    /// Ends the redirection of connections that the pod opens, and of its DNS. What arrives for it is redirected as before, so
+    /// that peers who have not heard yet still find somebody who speaks HBONE. [`stop_capture`](Self::stop_capture) follows.
+    ///
+    /// # Errors
+    /// [`EnrolError::NotEnrolled`].
+    pub fn stop_outbound(&mut self, uid: &str) -> Result<(), EnrolError> {
+        let pod = self.pods.get(uid).ok_or_else(|| EnrolError::NotEnrolled { uid: uid.to_owned() })?;
+        let cookie = pod.netns.cookie;
+        let dns = self.pause_dns(cookie);
+        let _ = self.maps.pods.remove(&cookie);
+        if let Some(pod) = self.pods.get_mut(uid) {
+            pod.dns = dns.or(pod.dns);
+        }
+        Ok(())
+    }
+
+    /// Redirects new connections of a pod and its DNS queries again, before it was forgotten.
+    ///
+    /// # Errors
+    /// [`EnrolError::NotEnrolled`], or [`EnrolError::Step`] if the kernel refuses; what was redirected before still is.
+    pub fn resume(&mut self, uid: &str) -> Result<(), EnrolError> {
+        let mut pod = self.pods.remove(uid).ok_or_else(|| EnrolError::NotEnrolled { uid: uid.to_owned() })?;
+        let inbound = if pod.captured { Ok(()) } else { self.capture_inbound(uid, &pod) };
+        let value = destination(&pod.ips);
+        let cookie = pod.netns.cookie;
+        let resumed = inbound.and_then(|()| {
+            if let Some(dns) = pod.dns {
+                self.maps.dns_pods.insert(cookie, Plain(dns), 0).map_err(in_map(uid, "DNS_PODS"))?;
+            }
+            self.maps.pods.insert(cookie, Plain(value), 0).map_err(in_map(uid, "PODS"))
+        });
+        pod.captured |= resumed.is_ok();
+        self.pods.insert(uid.to_owned(), pod);
+        resumed
+    }
+
+    /// Lets go of listeners that are kept for [`resume`](Self::resume): with those of the workers the last ones are closed.
+    pub fn let_go(&mut self) {
+        self.pods.values_mut().for_each(|pod| pod.kept.clear());
     }
 
     /// Undoes the rest of an enrolment, after the engine has closed the pod's listeners and its last connection.
@@ -189,10 +268,26 @@ impl Redirector {
             self.stop_capture(uid)?;
         }
         let pod = self.pods.remove(uid).ok_or_else(|| EnrolError::NotEnrolled { uid: uid.to_owned() })?;
+        if pod.dns.is_some() {
+            self.forget_servers(pod.netns.cookie);
+        }
         let undone = self.helper.control.undo(pod.saved, pod.netns.fd.as_fd());
         let forgotten = self.helper.control.forget(pod.id);
         let _ = self.maps.records.remove(&pod.netns.cookie);
         undone.and(forgotten).map_err(failed(uid))
+    }
+
+    /// Removes everything from the kernel: pods, programs, pins. Returns what could not be undone inside a pod's namespace;
+    /// everything else is gone then too.
+    ///
+    /// # Errors
+    /// [`LoadError::Io`] if a pin cannot be removed.
+    pub fn remove(mut self) -> Result<Vec<EnrolError>, LoadError> {
+        let uids: Vec<String> = self.pods.keys().cloned().collect();
+        let mut failures: Vec<EnrolError> = uids.iter().filter_map(|uid| self.forget(uid).err()).collect();
+        failures.extend(self.sweep());
+        self.pins.remove()?;
+        Ok(failures)
     }
 
     /// Removes every pod of an earlier daemon that was not enrolled again. Returns what could not be undone.
@@ -232,7 +327,7 @@ impl Redirector {
             source,
         })?;
         // A namespace nobody has any more took its rules and sysctl values with it.
-        let undone = match netns::find(&record::path(record), record.inode) {
+        let undone = match netns::find(&self.config.proc, &record::path(record), record.inode) {
             Some(netns) => self.helper.control.undo(record::saved(record), netns.as_fd()).map_err(failed(&uid)),
             None => Ok(()),
         };
@@ -288,6 +383,11 @@ fn earliest(earlier: Saved, later: Saved) -> Saved {
         reflect4: pick(earlier.reflect4, later.reflect4),
         reflect6: pick(earlier.reflect6, later.reflect6),
     }
+}
+
+/// Where rewritten connections of a pod with these addresses go.
+fn destination(ips: &[IpAddr]) -> abi::Pod {
+    abi::Pod { v4: first_of(ips, IpAddr::is_ipv4), v6: first_of(ips, IpAddr::is_ipv6) }
 }
 
 fn first_of(ips: &[IpAddr], family: impl Fn(&IpAddr) -> bool) -> abi::Addr {

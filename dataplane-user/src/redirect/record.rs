@@ -49,7 +49,7 @@ pub(super) fn path(record: &Record) -> PathBuf {
 
 /// The record as callers see it.
 pub(super) fn adopted(cookie: u64, record: &Record) -> Adopted {
-    Adopted { uid: uid(record), netns: path(record), netns_cookie: cookie }
+    Adopted { uid: uid(record), netns: path(record), inode: record.inode, netns_cookie: cookie }
 }
 
 #[cfg(test)]

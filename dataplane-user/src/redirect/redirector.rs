@@ -19,7 +19,8 @@ use super::original::{OriginalDst, words};
 use super::pins::Pins;
 use super::pods::Pod;
 use super::record;
-use super::system::{online_cpus, watch};
+use super::sockets::Family;
+use super::system::{netns_cookie, online_cpus, watch};
 
 /// Loads, attaches and owns the programs of one node, and enrols its pods.
 ///
@@ -98,6 +99,7 @@ impl Redirector {
     /// Fills the maps, then puts the programs in place.
     fn take_over(&mut self) -> Result<(), LoadError> {
         self.write_engine()?;
+        self.write_node()?;
         let exclusions = self.config.exclusions.clone();
         self.set_exclusions(&exclusions)?;
         for (cookie, Plain(record)) in self.maps.records.iter().filter_map(Result::ok) {
@@ -124,6 +126,34 @@ impl Redirector {
             self.maps.engines.remove(&other).map_err(&failed)?;
         }
         Ok(())
+    }
+
+    /// Makes the node's own namespace known, by a socket in it.
+    fn write_node(&mut self) -> Result<(), LoadError> {
+        let failed = in_map("NODE_NETNS");
+        let cookie = match &self.config.node_netns {
+            None => None,
+            Some(path) => {
+                let io = |action| {
+                    let path = path.clone();
+                    move |source| LoadError::Io { action, path, source }
+                };
+                let netns = std::fs::File::open(path).map_err(io("opening the node's network namespace"))?;
+                let socket = self.helper.control.socket(Family::V4, std::os::fd::AsFd::as_fd(&netns));
+                let socket = socket.map_err(|error| io("entering the node's network namespace")(error.source))?;
+                let cookie = netns_cookie(std::os::fd::AsFd::as_fd(&socket));
+                Some(cookie.map_err(io("reading the cookie (needs Linux 5.14) of"))?)
+            }
+        };
+        let others: Vec<u64> =
+            self.maps.node_netns.keys().filter_map(Result::ok).filter(|known| Some(*known) != cookie).collect();
+        for other in others {
+            self.maps.node_netns.remove(&other).map_err(&failed)?;
+        }
+        match cookie {
+            Some(cookie) => self.maps.node_netns.insert(cookie, 1, 0).map_err(&failed),
+            None => Ok(()),
+        }
     }
 
     /// Replaces what is never redirected. Open connections are not affected.

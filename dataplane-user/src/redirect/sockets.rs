@@ -51,6 +51,13 @@ pub enum Family {
     V6 = 6,
 }
 
+impl Family {
+    /// The family that travels as this number.
+    pub(super) fn from_number(number: u8) -> Self {
+        if number == Self::V4 as u8 { Self::V4 } else { Self::V6 }
+    }
+}
+
 impl From<IpAddr> for Family {
     fn from(address: IpAddr) -> Self {
         if address.is_ipv4() { Self::V4 } else { Self::V6 }
@@ -171,7 +178,7 @@ impl SocketSource {
         }
         let pod = PodId(fields.u32()?);
         let kind = SocketKind::from_number(fields.u8()?);
-        let family = if fields.u8()? == Family::V4 as u8 { Family::V4 } else { Family::V6 };
+        let family = Family::from_number(fields.u8()?);
         let error = fields.i32()?;
         // Without an entry the pod was released meanwhile: the sockets are closed here.
         if let Some(stock) = self.stocks.borrow_mut().get_mut(&(pod, kind, family)) {

@@ -16,7 +16,7 @@ use super::system::in_netns;
 ///
 /// # Errors
 /// [`LoadError::Config`] while a daemon of that instance is running; [`LoadError::Io`] if a pin cannot be removed.
-pub fn uninstall(bpffs: &Path, instance: &str) -> Result<Vec<EnrolError>, LoadError> {
+pub fn uninstall(bpffs: &Path, instance: &str, proc: &Path) -> Result<Vec<EnrolError>, LoadError> {
     let Some(pins) = Pins::existing(bpffs, instance)? else {
         return Ok(Vec::new());
     };
@@ -29,10 +29,10 @@ pub fn uninstall(bpffs: &Path, instance: &str) -> Result<Vec<EnrolError>, LoadEr
         failures.push(EnrolError::Step { uid, action, source: error.source });
     }
     for (_cookie, kept) in records {
-        let Some(netns) = netns::find(&record::path(&kept), kept.inode) else {
+        let Some(netns) = netns::find(proc, &record::path(&kept), kept.inode) else {
             continue;
         };
-        let undone = in_netns(netns.as_fd(), || Ok(undo(record::saved(&kept))));
+        let undone = in_netns(netns.as_fd(), || Ok(undo(record::saved(&kept), proc)));
         let (action, source) = match undone {
             Ok(Ok(())) => continue,
             Ok(Err(error)) => (error.action, error.source),

@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::{Cidr, Egress, Entry, NodePort, Telemetry, TrustedEntries};
+use super::{Cidr, Egress, Entry, Locality, Memberships, NodePort, Protocol, Telemetry, TrustedEntries, Workload};
 use crate::identity::{SpiffeId, StoreConfig};
 
 /// A dialable gateway address.
@@ -44,12 +44,62 @@ pub struct Enrolment {
     pub workload: Arc<str>,
     /// Path of its network namespace.
     pub netns: PathBuf,
+    /// Inode of that namespace, where it is known: another one at the same path is not the workload's.
+    pub inode: Option<u64>,
+    /// Addresses that it must have; empty where nobody has said.
+    pub ips: Vec<IpAddr>,
+    /// Its service account, where somebody has said it before the control plane knows the workload.
+    pub service_account: Option<Arc<str>>,
     /// Path of its cgroup.
     pub cgroup: Option<PathBuf>,
     /// Connections open at that time.
     pub existing: ExistingConnections,
     /// Whether its DNS queries are captured.
     pub dns: bool,
+}
+
+impl Enrolment {
+    /// The workload as a client, as far as it follows from where it runs: what the control plane will say of it, without what
+    /// only that knows. `None` without a service account, or for a uid that is no pod's.
+    #[must_use]
+    pub fn client(&self, node: &NodeConfig) -> Option<Workload> {
+        let account = self.service_account.clone()?;
+        let mut parts = self.workload.split('/');
+        let (cluster, _, kind, namespace, name) =
+            (parts.next()?, parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+        if kind != "Pod" || cluster != &*node.cluster || parts.next().is_some() {
+            return None;
+        }
+        Some(Workload {
+            uid: self.workload.clone(),
+            name: name.into(),
+            namespace: namespace.into(),
+            identity: SpiffeId::new(node.trust_domain(), namespace, &account).ok()?,
+            service_account: account,
+            trust_domain: node.trust_domain().into(),
+            network: node.network.clone(),
+            cluster: node.cluster.clone(),
+            node: node.node.clone(),
+            ips: self.ips.clone(),
+            hostname: "".into(),
+            protocol: Protocol::Tcp,
+            waypoint: None,
+            network_gateway: None,
+            application_tunnel: None,
+            policies: Vec::new(),
+            healthy: true,
+            locality: Locality::default(),
+            capacity: 1,
+            host_network: false,
+            services: Memberships::default(),
+            workload_name: name.into(),
+            workload_type: "pod".into(),
+            canonical_name: name.into(),
+            canonical_revision: "latest".into(),
+            native_tunnel: false,
+            extensions: Box::default(),
+        })
+    }
 }
 
 /// Further entry points of another network.
@@ -243,5 +293,43 @@ impl NodeConfig {
             .filter(|trust| &*trust.network == network)
             .flat_map(|trust| trust.domains.iter().map(|domain| domain.name.clone()))
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
+    use std::path::Path;
+
+    use super::*;
+    use crate::state::file;
+
+    #[test]
+    fn a_pod_is_known_as_a_client_by_where_it_runs() {
+        let text = "causeway: {node: n1, cluster: east, network: net1, trustDomain: td, controlPlane: {}}";
+        let node = file::parse(text, Path::new("m.yaml")).unwrap().node;
+        let enrolment = |workload: &str, account: Option<&str>| Enrolment {
+            workload: workload.into(),
+            netns: "/proc/7/ns/net".into(),
+            inode: Some(1),
+            ips: Vec::new(),
+            service_account: account.map(Into::into),
+            cgroup: None,
+            existing: ExistingConnections::Keep,
+            dns: true,
+        };
+        let client = enrolment("east//Pod/shop/web-0", Some("web")).client(&node).unwrap();
+        assert_eq!(client.identity.to_string(), "spiffe://td/ns/shop/sa/web");
+        assert_eq!((&*client.network, &*client.node, client.protocol), ("net1", "n1", Protocol::Tcp));
+        for (workload, account) in [
+            ("east//Pod/shop/web-0", None),
+            ("west//Pod/shop/web-0", Some("web")),
+            ("east/networking.istio.io/WorkloadEntry/shop/web-0", Some("web")),
+            ("east//Pod/shop/web-0/more", Some("web")),
+            ("web", Some("web")),
+        ] {
+            assert_eq!(enrolment(workload, account).client(&node), None, "{workload} {account:?}");
+        }
     }
 }

@@ -7,7 +7,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
 use super::writer::Shadow;
-use super::{Applied, Model, NodeConfig, NodePort, SourceId, Update};
+use super::{Applied, Enrolment, Model, NodeConfig, NodePort, SourceId, Update};
 
 /// Holds the newest snapshot. Readers never wait for writers; each change raises the generation.
 #[derive(Debug)]
@@ -102,6 +102,17 @@ impl ModelStore {
         let applied = writer.shadow.apply(&mut model, SourceId::FILE, update);
         self.publish(&mut writer, model, true);
         applied
+    }
+
+    /// Takes over which workloads are to be under redirection, and nothing else.
+    pub fn enrol(&self, enrolments: Vec<Enrolment>) {
+        let mut writer = self.writer();
+        let mut model = (*self.load()).clone();
+        if let Some(file) = &mut writer.file {
+            Arc::make_mut(file).enrol.clone_from(&enrolments);
+        }
+        model.set_node(NodeConfig { enrol: enrolments, ..(*model.node).clone() }.into());
+        self.publish(&mut writer, model, false);
     }
 
     /// Takes over the node ports that something besides the file knows of, as a watch of services: all there are now. What the

@@ -66,7 +66,7 @@ pub fn helper_entry() {
         return;
     }
     let fd = arguments.last().and_then(|last| last.parse().ok()).expect("the descriptor is the last argument");
-    serve(fd).expect("the helper serves its channel");
+    serve(fd, "/proc".as_ref()).expect("the helper serves its channel");
     std::process::exit(0);
 }
 
@@ -208,7 +208,7 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        let failures = uninstall(BPFFS.as_ref(), &self.name);
+        let failures = uninstall(BPFFS.as_ref(), &self.name, "/proc".as_ref());
         if let Some(mount) = cgroup_mount() {
             let _ = fs::write(mount.join("cgroup.procs"), "0");
         }
@@ -235,6 +235,8 @@ pub fn request(netns: String, uid: &str) -> EnrolRequest {
     EnrolRequest {
         uid: uid.to_owned(),
         netns: NetnsRef::Name(netns),
+        inode: None,
+        expected: Vec::new(),
         cgroup: None,
         ips: Vec::new(),
         existing: Existing::Keep,

@@ -161,6 +161,15 @@ fn running() -> Result<Option<Shape>> {
     }
 }
 
+/// The program Helm.
+///
+/// # Errors
+/// If it was not built.
+pub fn helm() -> Result<PathBuf> {
+    let path = parts::program("helm");
+    if path.is_file() { Ok(path) } else { Err("helm is missing: cargo xtask setup --with kubernetes".to_owned()) }
+}
+
 /// Whether clusters are up, in whatever shape.
 pub fn are_up() -> bool {
     !clean::leftovers().is_empty()

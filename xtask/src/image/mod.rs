@@ -2,6 +2,7 @@
 //! the same commit gives the same bytes on every machine with the same compiler.
 
 pub mod oci;
+pub mod quick;
 mod sbom;
 mod tar;
 

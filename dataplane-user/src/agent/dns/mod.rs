@@ -74,7 +74,7 @@ impl Drop for Place {
 /// Answers what is the mesh's.
 async fn decide(worker: &Worker, pod: &Pod, packet: &[u8], transport: Transport) -> Fate {
     let Some(question) = Question::read(packet) else { return Fate::Forward(None) };
-    let known = tokio::time::timeout(WORKLOAD_WAIT, worker.workload(pod)).await.ok().flatten();
+    let known = tokio::time::timeout(WORKLOAD_WAIT, worker.client(pod)).await.ok().flatten();
     let Some((mut model, workload)) = known else {
         Counters::add(&worker.shared.counters.dns.unknown_workload);
         return question.failure().map_or(Fate::Forward(None), Fate::Answered);

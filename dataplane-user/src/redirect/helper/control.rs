@@ -8,6 +8,7 @@ use super::entry;
 use super::podnet::{Saved, StepError};
 use super::wire::{self, PACKET_LENGTH, Packet, Reader, tag};
 use crate::redirect::enrol::{PodId, WorkerListeners};
+use crate::redirect::sockets::Family;
 
 /// Sends requests and waits for their answers, one at a time.
 #[derive(Debug)]
@@ -164,6 +165,16 @@ impl Control {
     pub(in crate::redirect) fn entry_close(&self, instance: &str) -> Result<(), StepError> {
         Packet::new(tag::ENTRY_CLOSE).text(instance).send(self.channel.as_fd(), &[]).map_err(talking)?;
         self.done()
+    }
+
+    /// A socket in a namespace, as workers get them in batches.
+    pub(in crate::redirect) fn socket(&self, family: Family, netns: BorrowedFd<'_>) -> Result<OwnedFd, StepError> {
+        Packet::new(tag::SOCKET).u8(family as u8).send(self.channel.as_fd(), &[netns]).map_err(talking)?;
+        let mut answer = self.answer()?;
+        match (answer.bytes.first(), answer.fds.pop()) {
+            (Some(&tag::ONE_SOCKET), Some(socket)) => Ok(socket),
+            _ => Err(unexpected()),
+        }
     }
 
     /// Stops sockets for a pod.

@@ -243,7 +243,7 @@ fn ready(
 /// What is inside the namespace. `there` is the node's end of the pair.
 fn furnish(there: &Link, mtu: Option<u32>, v6: bool, addresses: &[IpAddr]) -> Result<(), StepError> {
     // A container may see these files read-only; then the kernel's own values have to do.
-    let _ = raise_sysctl(SOMAXCONN, BACKLOG);
+    let _ = raise_sysctl(Path::new(SOMAXCONN), BACKLOG);
     let netlink = route()?;
     step("bringing the loopback up", netlink.set_up(LOOPBACK, None))?;
     let link = device(&netlink, INSIDE)?;

@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use causeway_ebpf::abi::{
     DELIVERY_MARK, DNS_SERVERS, HBONE_PORT, MARK_MASK, OUTBOUND_PORT, PLAINTEXT_PORT, UPSTREAM_MARK,
@@ -14,11 +15,12 @@ use super::wire::{Packet, Reader};
 use crate::redirect::sockets::{Family as SocketFamily, SocketKind};
 use crate::redirect::system::{check, set_option, socket};
 
-const FWMARK_ACCEPT: &str = "/proc/sys/net/ipv4/tcp_fwmark_accept";
+/// Files below the proc file system; those below `sys/net` are those of the namespace the opening thread is in.
+const FWMARK_ACCEPT: &str = "sys/net/ipv4/tcp_fwmark_accept";
 /// A port without a listener answers a delivery with a reset; without the mark that goes to the client's node instead of back.
-const REFLECT4: &str = "/proc/sys/net/ipv4/fwmark_reflect";
-const REFLECT6: &str = "/proc/sys/net/ipv6/fwmark_reflect";
-const SOMAXCONN: &str = "/proc/sys/net/core/somaxconn";
+const REFLECT4: &str = "sys/net/ipv4/fwmark_reflect";
+const REFLECT6: &str = "sys/net/ipv6/fwmark_reflect";
+const SOMAXCONN: &str = "sys/net/core/somaxconn";
 const BACKLOG: i32 = 8192;
 /// Congestion control between an application and the engine, which never leave the pod's loopback: the node's default may pace
 /// every segment with a timer (BBR does), for a wire that is not there. Every kernel has this one, for everybody.
@@ -73,22 +75,22 @@ pub(super) struct Opened {
 }
 
 /// Sets the current namespace up for `workers` workers. On an error nothing is left changed.
-pub(super) fn open(workers: usize) -> Result<Opened, StepError> {
+pub(super) fn open(workers: usize, proc: &Path) -> Result<Opened, StepError> {
     let mut saved = Saved::NONE;
-    let result = open_steps(workers, &mut saved);
+    let result = open_steps(workers, proc, &mut saved);
     if result.is_err() {
-        let _ = undo(saved);
+        let _ = undo(saved, proc);
     }
     result
 }
 
-fn open_steps(workers: usize, saved: &mut Saved) -> Result<Opened, StepError> {
-    saved.fwmark_accept = raise_sysctl(FWMARK_ACCEPT, 1)?;
-    saved.somaxconn = raise_sysctl(SOMAXCONN, BACKLOG)?;
-    saved.reflect4 = raise_sysctl(REFLECT4, 1)?;
+fn open_steps(workers: usize, proc: &Path, saved: &mut Saved) -> Result<Opened, StepError> {
+    saved.fwmark_accept = raise_sysctl(&proc.join(FWMARK_ACCEPT), 1)?;
+    saved.somaxconn = raise_sysctl(&proc.join(SOMAXCONN), BACKLOG)?;
+    saved.reflect4 = raise_sysctl(&proc.join(REFLECT4), 1)?;
     // A kernel without IPv6 has no such file, and nothing to deliver over it.
-    if fs::exists(REFLECT6).unwrap_or(false) {
-        saved.reflect6 = raise_sysctl(REFLECT6, 1)?;
+    if fs::exists(proc.join(REFLECT6)).unwrap_or(false) {
+        saved.reflect6 = raise_sysctl(&proc.join(REFLECT6), 1)?;
     }
     let netlink = step("opening a netlink socket", Netlink::route())?;
     let addresses = step("listing addresses", netlink.addresses())?;
@@ -116,7 +118,7 @@ fn open_steps(workers: usize, saved: &mut Saved) -> Result<Opened, StepError> {
 }
 
 /// Removes rules and routes and restores sysctl values in the current namespace.
-pub(in crate::redirect) fn undo(saved: Saved) -> Result<(), StepError> {
+pub(in crate::redirect) fn undo(saved: Saved, proc: &Path) -> Result<(), StepError> {
     let netlink = step("opening a netlink socket", Netlink::route())?;
     for family in [Family::V4, Family::V6] {
         let removed =
@@ -134,7 +136,8 @@ pub(in crate::redirect) fn undo(saved: Saved) -> Result<(), StepError> {
         (REFLECT6, saved.reflect6),
     ] {
         if value >= 0 {
-            step(format!("restoring {path}"), fs::write(path, value.to_string()))?;
+            let path = proc.join(path);
+            step(format!("restoring {}", path.display()), fs::write(path, value.to_string()))?;
         }
     }
     Ok(())
@@ -143,13 +146,13 @@ pub(in crate::redirect) fn undo(saved: Saved) -> Result<(), StepError> {
 /// Raises a sysctl of the current namespace to `least`; returns the value to restore, negative if it was high enough.
 ///
 /// The files below /proc/sys/net are those of the namespace the opening thread is in.
-pub(super) fn raise_sysctl(path: &str, least: i32) -> Result<i32, StepError> {
-    let text = step(format!("reading {path}"), fs::read_to_string(path))?;
+pub(super) fn raise_sysctl(path: &Path, least: i32) -> Result<i32, StepError> {
+    let text = step(format!("reading {}", path.display()), fs::read_to_string(path))?;
     let value: i32 = text.trim().parse().unwrap_or(0);
     if value >= least {
         return Ok(-1);
     }
-    step(format!("writing {path}"), fs::write(path, least.to_string()))?;
+    step(format!("writing {}", path.display()), fs::write(path, least.to_string()))?;
     Ok(value)
 }
 

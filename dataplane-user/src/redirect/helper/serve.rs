@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::diag;
@@ -34,7 +35,7 @@ impl Pods {
 ///
 /// # Errors
 /// If `fd` is not a channel, or the channel fails.
-pub fn serve(fd: RawFd) -> io::Result<()> {
+pub fn serve(fd: RawFd, proc: &Path) -> io::Result<()> {
     if fd < 0 {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
@@ -73,7 +74,7 @@ pub fn serve(fd: RawFd) -> io::Result<()> {
             tag::OPEN => {
                 let (pod, workers) = (fields.u32()?, fields.u32()?);
                 let netns = fds.next().ok_or_else(missing_descriptor)?;
-                match inside(netns.as_fd(), home.as_fd(), || podnet::open(workers as usize)) {
+                match inside(netns.as_fd(), home.as_fd(), || podnet::open(workers as usize, proc)) {
                     Ok(opened) => {
                         pods.insert(pod, netns);
                         answer_opened(channel.as_fd(), opened)?;
@@ -84,7 +85,7 @@ pub fn serve(fd: RawFd) -> io::Result<()> {
             tag::UNDO => {
                 let saved = Saved::read(&mut fields)?;
                 let netns = fds.next().ok_or_else(missing_descriptor)?;
-                match inside(netns.as_fd(), home.as_fd(), || podnet::undo(saved)) {
+                match inside(netns.as_fd(), home.as_fd(), || podnet::undo(saved, proc)) {
                     Ok(()) => Packet::new(tag::DONE).send(channel.as_fd(), &[])?,
                     Err(error) => answer_failed(channel.as_fd(), &error)?,
                 }
@@ -96,6 +97,18 @@ pub fn serve(fd: RawFd) -> io::Result<()> {
                         let sockets: Vec<BorrowedFd<'_>> = sockets.iter().map(AsFd::as_fd).collect();
                         Packet::new(tag::DNS_SOCKETS).send(channel.as_fd(), &sockets)?;
                     }
+                    Err(error) => answer_failed(channel.as_fd(), &error)?,
+                }
+            }
+            tag::SOCKET => {
+                let family = Family::from_number(fields.u8()?);
+                let netns = fds.next().ok_or_else(missing_descriptor)?;
+                let made = inside(netns.as_fd(), home.as_fd(), || {
+                    podnet::outgoing(SocketKind::Upstream, family)
+                        .map_err(|source| StepError { action: String::from("making a socket"), source })
+                });
+                match made {
+                    Ok(socket) => Packet::new(tag::ONE_SOCKET).send(channel.as_fd(), &[socket.as_fd()])?,
                     Err(error) => answer_failed(channel.as_fd(), &error)?,
                 }
             }
@@ -222,7 +235,7 @@ fn serve_request(channel: BorrowedFd<'_>, request: &[u8], pods: &Pods, home: &Ow
     let pod = fields.u32()?;
     let (kind, family, count) = (fields.u8()?, fields.u8()?, usize::from(fields.u8()?));
     let wanted_kind = SocketKind::from_number(kind);
-    let wanted_family = if family == Family::V4 as u8 { Family::V4 } else { Family::V6 };
+    let wanted_family = Family::from_number(family);
     let (sockets, error) = match pods.get(pod) {
         None => (Vec::new(), libc::ENOENT),
         Some(netns) => batch(&netns, home, wanted_kind, wanted_family, count.clamp(1, MAX_FDS)),

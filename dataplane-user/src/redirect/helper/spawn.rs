@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
 use super::control::Control;
@@ -24,6 +24,13 @@ impl Spawn {
     /// This executable again, as `netns-helper --fd N`, with channels for `workers` workers.
     pub fn new(workers: usize) -> Self {
         Self { program: None, arguments: vec!["netns-helper".into(), "--fd".into()], workers }
+    }
+
+    /// This executable, which writes sysctl values below another proc file system than its own: one mounted for writing.
+    #[must_use]
+    pub fn proc(mut self, proc: &Path) -> Self {
+        self.arguments = vec!["netns-helper".into(), "--proc".into(), proc.into(), "--fd".into()];
+        self
     }
 
     /// Another executable and other arguments; the number of the descriptor is appended as the last one.

@@ -47,6 +47,10 @@ pub(crate) mod tag {
     pub const LISTENING: u8 = 19;
     /// Daemon to helper: name of the instance whose entry is to be removed.
     pub const ENTRY_CLOSE: u8 = 20;
+    /// Daemon to helper: family; the namespace as descriptor. Asks for one socket of the kind `Upstream`.
+    pub const SOCKET: u8 = 21;
+    /// Helper to daemon: that socket as descriptor.
+    pub const ONE_SOCKET: u8 = 22;
     /// Helper to daemon: done.
     pub const DONE: u8 = 7;
     /// Helper to daemon: errno, then what was tried as text.

@@ -191,6 +191,9 @@ fn enrolments(raw: &[raw::Enrolment], base: &Path, place: &Place, problems: &mut
                 } else {
                     Path::new(NETNS_DIRECTORY).join(&entry.netns)
                 },
+                inode: None,
+                ips: Vec::new(),
+                service_account: None,
                 cgroup: entry.cgroup.as_ref().map(PathBuf::from),
                 existing: match entry.existing {
                     raw::Existing::Keep => ExistingConnections::Keep,

@@ -1,6 +1,8 @@
 //! Real Kubernetes clusters, as `cargo xtask cluster` makes them. The suites of the tier share two of them; whoever started
 //! the tier takes them down.
 
+pub mod deployed;
+
 use crate::{Error, Result, context, process};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -22,6 +24,23 @@ impl Clusters {
     pub fn two() -> Result<Self> {
         output(cluster(&["up", "--clusters", "2", "--nodes", "2"])?)?;
         Ok(Self(()))
+    }
+
+    /// The clusters that are up, whatever their number; else two.
+    ///
+    /// # Errors
+    /// Why they cannot be made.
+    pub fn any() -> Result<Self> {
+        if output(cluster(&["status"])?).is_ok() { Ok(Self(())) } else { Self::two() }
+    }
+
+    /// Helm for a cluster.
+    ///
+    /// # Errors
+    /// What it said.
+    pub fn helm(&self, number: u8, words: &[&str]) -> Result<String> {
+        let number = number.to_string();
+        output(cluster(&[&["helm", number.as_str(), "--"], words].concat())?)
     }
 
     /// kubectl for a cluster, from 1 on.

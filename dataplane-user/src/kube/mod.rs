@@ -1,0 +1,43 @@
+//! The node's pods as the Kubernetes API and the kernel show them: which belong to the mesh, where their sandboxes are, and
+//! what the API is told of them.
+//!
+//! [`eligibility`] decides by labels, [`sandbox`] finds namespaces by the pod's uid in cgroup paths, [`source`] follows the API
+//! and says what shall be enrolled, [`marks`] writes annotations and events. Nothing here touches the kernel's state.
+
+pub mod eligibility;
+pub mod marks;
+mod pods;
+pub mod removal;
+pub mod sandbox;
+pub mod source;
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use ::kube::{Client, Config};
+
+/// Where this node is, and what is left alone on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Name of the node.
+    pub node: String,
+    /// Name of the cluster, the first part of workload uids.
+    pub cluster: String,
+    /// Where the node's own proc file system is mounted.
+    pub proc: PathBuf,
+    /// Namespaces whose pods are never enrolled.
+    pub excluded: BTreeSet<String>,
+    /// Whether DNS of pods is captured that say nothing about it.
+    pub dns: bool,
+}
+
+/// A client of the API server: that of a kubeconfig, else that of the pod's service account.
+///
+/// # Errors
+/// Neither is there, or it cannot be used.
+pub async fn client() -> Result<Client, String> {
+    let config = Config::infer().await.map_err(|error| {
+        format!("no way to the Kubernetes API: {error}; run in a pod with a service account, or set KUBECONFIG")
+    })?;
+    Client::try_from(config).map_err(|error| format!("the Kubernetes API cannot be used: {error}"))
+}

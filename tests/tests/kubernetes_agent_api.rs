@@ -1,0 +1,240 @@
+//! The node agent and the Kubernetes API: its rights, its chart, what it tells, and what it does without.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed step is a failed test")]
+
+mod kubernetes_common;
+
+use kubernetes_common::{Namespace, OUTSIDERS, address, get, pod, shop};
+use testkit::clusters::Clusters;
+use testkit::clusters::deployed::{Deployed, MESH, SHOP};
+
+#[test]
+fn the_agent_has_the_listed_rights_alone_and_writes_to_pods_of_its_node_alone() {
+    testkit::needs_root!();
+    let clusters = Clusters::any().unwrap();
+    let causeway = Deployed::install(&clusters, 1).unwrap();
+    shop(&clusters);
+    let account = format!("system:serviceaccount:{MESH}:causeway");
+    let can = |words: &[&str]| {
+        let words = [&["auth", "can-i"], words, &["--as", account.as_str()]].concat();
+        // The answer is also the exit code, which is not an error here.
+        clusters.kubectl(1, &words).is_ok_and(|text| text.trim() == "yes")
+    };
+    for (words, expected) in [
+        (&["list", "pods", "-A"][..], true),
+        (&["watch", "pods", "-A"], true),
+        (&["list", "namespaces"], true),
+        (&["watch", "namespaces"], true),
+        (&["patch", "pods", "--subresource=status", "-A"], true),
+        (&["create", "events.events.k8s.io", "-A"], true),
+        (&["patch", "events.events.k8s.io", "-A"], true),
+        (&["get", "daemonsets.apps/causeway", "-n", MESH], true),
+        (&["get", "daemonsets.apps/other", "-n", MESH], false),
+        (&["get", "pods", "-A"], false),
+        (&["patch", "pods", "-A"], false),
+        (&["update", "pods", "-A"], false),
+        (&["delete", "pods", "-A"], false),
+        (&["create", "pods", "-A"], false),
+        (&["create", "pods", "--subresource=exec", "-A"], false),
+        (&["update", "pods", "--subresource=status", "-A"], false),
+        (&["get", "secrets", "-A"], false),
+        (&["list", "secrets", "-A"], false),
+        (&["get", "configmaps", "-A"], false),
+        (&["list", "nodes"], false),
+        (&["patch", "nodes"], false),
+        (&["patch", "namespaces"], false),
+        (&["create", "serviceaccounts", "--subresource=token", "-A"], false),
+        (&["delete", "events.events.k8s.io", "-A"], false),
+        (&["patch", "daemonsets.apps", "-A"], false),
+        (&["impersonate", "users"], false),
+        (&["list", "services", "-A"], false),
+    ] {
+        assert_eq!(can(words), expected, "{words:?}");
+    }
+    // With the token of the agent of one node, pods of that node alone, and one annotation alone.
+    let agent = causeway.agents().unwrap().remove("c1n1").unwrap();
+    let bound =
+        ["-n", MESH, "create", "token", "causeway", "--bound-object-kind", "Pod", "--bound-object-name", &agent];
+    let bearer = format!("Authorization: Bearer {}", clusters.kubectl(1, &bound).unwrap().trim());
+    // kubectl would read before it writes, which the agent may not.
+    let patch = |pod: &str, patch: &str| {
+        let name = pod.split_once('/').unwrap().1;
+        let url = format!("https://10.96.0.1/api/v1/namespaces/{SHOP}/pods/{name}/status");
+        let kind = "Content-Type: application/merge-patch+json";
+        let words = ["curl", "-sk", "-X", "PATCH", "-H", &bearer, "-H", kind, "-d", patch, &url];
+        let answer: serde_json::Value = serde_json::from_str(&clusters.exec("c1n1", &words).unwrap()).unwrap();
+        if answer["kind"] == "Pod" { Ok(()) } else { Err(answer["message"].to_string()) }
+    };
+    let mark = r#"{"metadata":{"annotations":{"ambient.istio.io/redirection":"enabled"}}}"#;
+    let own = pod(&clusters, "web", "c1n1");
+    patch(&own, mark).unwrap();
+    for (pod, text, why) in [
+        (pod(&clusters, "web", "c1n2"), mark, "its own node alone"),
+        (own.clone(), r#"{"metadata":{"annotations":{"other":"x"}}}"#, "redirection alone"),
+        (own.clone(), r#"{"metadata":{"labels":{"app":"x"}}}"#, "no labels"),
+        (own, r#"{"status":{"podIP":"10.9.9.9"}}"#, "no status"),
+    ] {
+        let error = patch(&pod, text).unwrap_err();
+        assert!(error.contains(why), "{pod} {text}: {error}");
+    }
+}
+
+#[test]
+fn the_chart_renders_with_every_profile_refuses_mistakes_and_passes_the_api_server() {
+    testkit::needs_root!();
+    let clusters = Clusters::any().unwrap();
+    let chart = testkit::clusters::deployed::chart().display().to_string();
+    let helm = |words: &[&str]| clusters.helm(1, words);
+    let profiles = ["", "kind", "minikube", "k3s", "k3d", "microk8s", "gke", "eks", "aks", "openshift", "namespaces"];
+    for profile in profiles {
+        let set = format!("profile={profile}");
+        helm(&["lint", &chart, "--strict", "--set", &set]).unwrap();
+        let text =
+            helm(&["template", "causeway", &chart, "--kube-version", "1.35.0", "--namespace", MESH, "--set", &set])
+                .unwrap();
+        assert!(!text.contains("privileged: true") && text.contains("readOnlyRootFilesystem: true"), "{profile}");
+    }
+    // The API server itself, which changes nothing.
+    helm(&["install", "causeway", &chart, "--namespace", MESH, "--dry-run=server"]).unwrap();
+    let text = helm(&["template", "causeway", &chart, "--kube-version", "1.35.0", "--namespace", MESH]).unwrap();
+    let file = std::env::temp_dir().join(format!("causeway-chart-{}.yaml", std::process::id()));
+    std::fs::write(&file, text).unwrap();
+    let applied = clusters.kubectl(1, &["apply", "--server-side", "--dry-run=server", "-f", file.to_str().unwrap()]);
+    std::fs::remove_file(&file).unwrap();
+    applied.unwrap();
+    // What Istio's charts are told carries over.
+    let istio = [
+        "cniBinDir=/opt/cni/bin",
+        "cniConfDir=/etc/cni/net.d",
+        "chained=true",
+        "repair.enabled=true",
+        "ambient.enabled=true",
+        "logLevel=info",
+        "global.platform=k3s",
+        "resources.requests.cpu=100m",
+        "excludeNamespaces={kube-system}",
+    ];
+    let sets: Vec<&str> = istio.iter().flat_map(|set| ["--set", set]).collect();
+    helm(&[&["template", "causeway", chart.as_str(), "--kube-version", "1.35.0"], &sets[..]].concat()).unwrap();
+    for (set, expected) in [
+        ("network=a,global.network=b", "one cluster is in one network"),
+        ("profile=nowhere", "profile"),
+        ("netwrok=a", "netwrok"),
+        ("logAsJson=maybe", "logAsJson"),
+        ("capabilities={NET_RAW}", "capabilities"),
+        ("xdsAddress=istiod", "xdsAddress"),
+        ("ambient.enabled=false", "ambient"),
+        ("network=elsewhere", "is labelled topology.istio.io/network"),
+    ] {
+        let error = helm(&["install", "causeway", &chart, "--namespace", MESH, "--dry-run=server", "--set", set]);
+        let error = error.expect_err(set).to_string();
+        assert!(error.contains(expected), "{set}: {error}");
+    }
+    testkit::clusters::output(testkit::clusters::xtask(&["manifests", "--check"]).unwrap()).unwrap();
+}
+
+/// A pod that looks like Istio's own proxy of the node.
+const OTHER_DATAPLANE: &str = r"
+apiVersion: v1
+kind: Namespace
+metadata: {name: outside}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: ztunnel-x, namespace: outside, labels: {app: ztunnel}}
+spec:
+  nodeName: c1n2
+  terminationGracePeriodSeconds: 0
+  containers: [{name: main, image: 'causeway.test/debian:1', imagePullPolicy: Never, command: [sleep, infinity]}]
+";
+
+#[test]
+fn beside_another_dataplane_no_pod_is_enrolled_and_each_is_told_why() {
+    testkit::needs_root!();
+    let clusters = Clusters::any().unwrap();
+    let causeway = Deployed::install(&clusters, 1).unwrap();
+    let _outside = Namespace(&clusters, "outside");
+    clusters.apply(1, OTHER_DATAPLANE).unwrap();
+    clusters.wait_ready(1, "outside").unwrap();
+    shop(&clusters);
+    clusters.kubectl(1, &["label", "namespace", SHOP, "istio.io/dataplane-mode=ambient"]).unwrap();
+    let events = |pod: &str| {
+        let about =
+            format!("--field-selector=involvedObject.name={},reason=OtherDataplane", pod.split_once('/').unwrap().1);
+        clusters.kubectl(1, &["-n", SHOP, "get", "events", &about, "-o", "jsonpath={.items[*].message}"]).unwrap()
+    };
+    let (here, there) = (pod(&clusters, "web", "c1n1"), pod(&clusters, "web", "c1n2"));
+    clusters
+        .until("an event that names the other dataplane", || events(&there).contains("ztunnel runs on this node"))
+        .unwrap();
+    let mark = |pod: &str| {
+        let object = format!("pod/{}", pod.split_once('/').unwrap().1);
+        clusters.field(1, SHOP, &object, r"{.metadata.annotations.ambient\.istio\.io/redirection}").unwrap()
+    };
+    clusters.until("the pod of the node without one is enrolled", || mark(&here) == "enabled").unwrap();
+    assert_eq!((mark(&there).as_str(), events(&here).as_str()), ("", ""));
+    clusters.kubectl(1, &["-n", "outside", "delete", "pod", "ztunnel-x"]).unwrap();
+    causeway.label(true).unwrap();
+}
+
+#[test]
+fn pods_that_cannot_be_enrolled_get_an_event_that_says_why() {
+    testkit::needs_root!();
+    let clusters = Clusters::any().unwrap();
+    let _causeway = Deployed::install(&clusters, 1).unwrap();
+    let _outside = Namespace(&clusters, "outside");
+    clusters.apply(1, OUTSIDERS).unwrap();
+    clusters.wait_ready(1, "outside").unwrap();
+    clusters.kubectl(1, &["label", "namespace", "outside", "istio.io/dataplane-mode=ambient"]).unwrap();
+    let events = || {
+        let about = "--field-selector=involvedObject.name=imitator,reason=NotEligible";
+        clusters.kubectl(
+            1,
+            &["-n", "outside", "get", "events", about, "-o", "jsonpath={.items[*].type} {.items[*].message}"],
+        )
+    };
+    clusters.until("an event", || events().unwrap().starts_with("Warning it uses the node's network")).unwrap();
+}
+
+#[test]
+fn without_the_api_server_what_is_enrolled_keeps_working() {
+    testkit::needs_root!();
+    let clusters = Clusters::any().unwrap();
+    let causeway = Deployed::install(&clusters, 1).unwrap();
+    shop(&clusters);
+    causeway.label(true).unwrap();
+    let (client, server) = (pod(&clusters, "client", "c1n1"), pod(&clusters, "web", "c1n2"));
+    let url = format!("http://{}/", address(&clusters, &server));
+    assert_eq!(get(&clusters, &client, &url).unwrap().trim(), "c1n2");
+    let field = "{.status.containerStatuses[0].containerID}";
+    let container = clusters.field(1, SHOP, &format!("pod/{}", client.split_once('/').unwrap().1), field).unwrap();
+    let container = container.trim_start_matches("containerd://");
+    testkit::clusters::output(testkit::clusters::cluster(&["stop", "c1n1", "apiserver"]).unwrap()).unwrap();
+    let mut number = 0;
+    let mut call = || {
+        number += 1;
+        let name = format!("call{number}");
+        // Past kubelet and API server, which could not pass it on now; it is a process of the pod all the same.
+        let words = [
+            "ctr",
+            "-n",
+            "k8s.io",
+            "tasks",
+            "exec",
+            "--exec-id",
+            &name,
+            container,
+            "curl",
+            "--silent",
+            "--max-time",
+            "5",
+            &url,
+        ];
+        clusters.exec("c1n1", &words)
+    };
+    let answers: Vec<_> = (0..50).map(|_| call()).collect();
+    testkit::clusters::output(testkit::clusters::cluster(&["start", "c1n1", "apiserver"]).unwrap()).unwrap();
+    for answer in answers {
+        assert_eq!(answer.unwrap().trim(), "c1n2");
+    }
+    causeway.label(false).unwrap();
+}
