@@ -142,8 +142,12 @@ fn run(command: Command) -> Result<ExitCode> {
             return tiers::run(tier, &kernels, filter.as_deref());
         }
         Command::Bench { scale: true, rounds, .. } => {
-            sh::step("building the benchmark");
-            sh::cargo(&["build", "--release", "--workspace", "--bins"])?;
+            if packages::is_root() {
+                build()?;
+            } else {
+                sh::step("building the benchmark");
+                sh::cargo(&["build", "--release", "--workspace", "--bins"])?;
+            }
             return program("causeway-scale", &["--rounds", &rounds.to_string()]);
         }
         Command::Bench { rounds, json, node_port, .. } => {

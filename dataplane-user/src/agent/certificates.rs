@@ -17,7 +17,7 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// # Errors
 /// What keeps it from being used, with the file or setting to look at.
 pub fn open(node: &NodeConfig, environment: &Environment) -> Result<Arc<CertificateStore>, Failure> {
-    let config = ca_settings::store(node.identity.clone(), environment)?;
+    let config = ca_settings::store(node.identity.clone(), environment);
     if config.source != CertificateSource::Authority {
         return Ok(CertificateStore::open(config)?);
     }

@@ -45,6 +45,8 @@ const RULES: &[(&str, Rule)] = &[
     ("LOCAL_XDS", Refused("write it to a file and give that with --model")),
     ("PROXY_CONFIG", Refused("settings are read from the model file; see \"causeway schema\"")),
     // Identity.
+    ("SECRET_TTL", Read),
+    ("CRL_PATH", Read),
     ("COMPLIANCE_POLICY", Refused("cipher suites and groups are fixed; a policy that is not kept must not seem to be")),
     ("TLS12_ENABLED", Only(FALSE, "tunnels are TLS 1.3 alone")),
     ("FAKE_CA", Only(FALSE, "identities are proven; for tests make an authority with \"causeway ca\"")),
@@ -100,10 +102,10 @@ impl Settings {
     /// # Errors
     /// Every variable that cannot be had or does not read, with the reason.
     pub fn read(environment: &Environment, cpus: usize) -> Result<Self, Failure> {
-        match (check(environment), workers(environment, cpus), drain(environment)) {
-            (Ok(()), Ok(workers), Ok(drain)) => Ok(Self { defaults: defaults(environment), workers, drain }),
-            (checked, workers, drain) => {
-                let errors = [checked.err(), workers.err(), drain.err()];
+        match (check(environment), defaults(environment), workers(environment, cpus), drain(environment)) {
+            (Ok(()), Ok(defaults), Ok(workers), Ok(drain)) => Ok(Self { defaults, workers, drain }),
+            (checked, defaults, workers, drain) => {
+                let errors = [checked.err(), defaults.err(), workers.err(), drain.err()];
                 let errors: Vec<String> = errors.into_iter().flatten().map(|error| error.to_string()).collect();
                 Err(errors.join("; ").into())
             }
@@ -128,10 +130,10 @@ fn check(environment: &Environment) -> Result<(), Failure> {
 }
 
 /// What the model file need not say.
-fn defaults(environment: &Environment) -> Defaults {
+fn defaults(environment: &Environment) -> Result<Defaults, Failure> {
     let text = |name: &str| environment.or(name, "").to_owned();
     let cluster = environment.get("CLUSTER_ID").unwrap_or_else(|| environment.or("ISTIO_META_CLUSTER_ID", ""));
-    Defaults {
+    Ok(Defaults {
         node: text("NODE_NAME"),
         cluster: cluster.to_owned(),
         network: text("NETWORK"),
@@ -139,7 +141,8 @@ fn defaults(environment: &Environment) -> Defaults {
         cluster_domain: text("CLUSTER_DOMAIN"),
         preferred_namespace: text("PREFERED_SERVICE_NAMESPACE"),
         dns: environment.get("ISTIO_META_DNS_CAPTURE").is_none_or(|value| value == "true"),
-    }
+        ttl: environment.time("SECRET_TTL")?,
+    })
 }
 
 /// The number of workers for a machine of so many CPUs, if `ZTUNNEL_WORKER_THREADS` gives it: a number, or a share of

@@ -25,18 +25,10 @@ pub fn channel(config: &NodeConfig, environment: &Environment) -> Option<Channel
 }
 
 /// Adds what the environment says of certificates to what the file says.
-///
-/// # Errors
-/// `SECRET_TTL` is no time, or none at all.
-pub fn store(mut config: StoreConfig, environment: &Environment) -> Result<StoreConfig, String> {
+#[must_use]
+pub fn store(mut config: StoreConfig, environment: &Environment) -> StoreConfig {
     if config.revocation.is_none() {
         config.revocation = environment.get("CRL_PATH").map(Into::into);
     }
-    if let Some(ttl) = environment.time("SECRET_TTL")? {
-        if ttl.is_zero() {
-            return Err("environment variable SECRET_TTL: a certificate has to live for a while; write 24h".to_owned());
-        }
-        config.ttl = ttl;
-    }
-    Ok(config)
+    config
 }

@@ -1,6 +1,7 @@
 //! The benchmark: several ways from a client to a server on one topology, measured in turns, so that whatever else the
 //! machine does meets all of them. Figures are ratios to plain TCP of the same round, with their range.
 
+pub mod live;
 mod machine;
 pub mod node_port;
 pub mod scale;

@@ -49,11 +49,15 @@ fn write(folder: &Path, workloads: u32, services: u32, changes: u32, rounds: u32
     put("all".into(), response(ADDRESS_TYPE, all.collect()))?;
     put("policies".into(), response(AUTHORIZATION_TYPE, Vec::new()))?;
     for round in 1..=rounds {
-        let step = (workloads / changes.max(1)).max(1);
-        let changed = (0..changes).map(|number| workload((number * step + round) % workloads, services, round));
-        put(format!("change-{round}"), response(ADDRESS_TYPE, changed.collect()))?;
+        put(format!("change-{round}"), response(ADDRESS_TYPE, changed(workloads, services, changes, round)))?;
     }
     Ok(())
+}
+
+/// What changes in a round: as many endpoints, spread over all.
+pub(super) fn changed(workloads: u32, services: u32, changes: u32, round: u32) -> Vec<Resource> {
+    let step = (workloads / changes.max(1)).max(1);
+    (0..changes).map(|number| workload((number * step + round) % workloads.max(1), services, round)).collect()
 }
 
 fn response(type_url: &str, resources: Vec<Resource>) -> DeltaDiscoveryResponse {
@@ -76,7 +80,8 @@ fn resource(name: String, kind: AddressType, round: u32) -> Resource {
 }
 
 fn vip(number: u32) -> Ipv4Addr {
-    Ipv4Addr::from_bits(0x0a60_0000 + number)
+    // Beside the addresses that the topology's own services have.
+    Ipv4Addr::from_bits(0x0a68_0000 + number)
 }
 
 fn pod_ip(number: u32, round: u32) -> Ipv4Addr {
@@ -88,7 +93,7 @@ fn hostname(number: u32) -> String {
     format!("service-{number}.namespace-{}.svc.cluster.local", number % 500)
 }
 
-fn service(number: u32) -> Resource {
+pub(super) fn service(number: u32) -> Resource {
     let namespace = format!("namespace-{}", number % 500);
     let name = format!("{namespace}/{}", hostname(number));
     let body = wds::Service {
@@ -109,7 +114,7 @@ fn service(number: u32) -> Resource {
     resource(name, AddressType::Service(body), 0)
 }
 
-fn workload(number: u32, services: u32, round: u32) -> Resource {
+pub(super) fn workload(number: u32, services: u32, round: u32) -> Resource {
     let of = number % services.max(1);
     let namespace = format!("namespace-{}", of % 500);
     let name = format!("service-{of}-7d9c5f6b8-{number:05x}");

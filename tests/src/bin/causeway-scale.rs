@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 /// Measures a model of 100,000 workloads in 10,000 services: memory, time to apply 10,000 changed endpoints, and what readers
-/// notice of it.
+/// and, as root, real connections notice of it.
 #[derive(Parser)]
 struct Cli {
     /// Rounds of changes.
@@ -26,11 +26,23 @@ struct Cli {
     measure: Option<PathBuf>,
 }
 
+/// Real connections, where a node can run.
+fn live(cli: &Cli) -> testkit::Result<()> {
+    if !testkit::sys::is_root() {
+        println!("connections through a running node: skipped: needs root (namespaces, cgroups, eBPF)");
+        return Ok(());
+    }
+    testkit::sys::catch_interrupts();
+    testkit::bench::live::run(cli.workloads, cli.services, cli.changes, cli.rounds)
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match &cli.measure {
         Some(folder) => testkit::bench::scale::measure(folder, cli.rounds),
-        None => testkit::bench::scale::run(cli.workloads, cli.services, cli.changes, cli.rounds),
+        None => {
+            testkit::bench::scale::run(cli.workloads, cli.services, cli.changes, cli.rounds).and_then(|()| live(&cli))
+        }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

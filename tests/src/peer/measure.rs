@@ -42,6 +42,10 @@ pub struct Connections {
     pub failed: u64,
     /// How long they were counted.
     pub seconds: f64,
+    /// From `connect` until the answer was there: the median.
+    pub p50_us: f64,
+    /// The slowest of a hundred.
+    pub p99_us: f64,
 }
 
 /// The time that `connect` itself takes.
@@ -152,7 +156,7 @@ pub async fn connections(
     let mut tasks = Vec::new();
     for _ in 0..parallel {
         tasks.push(tokio::spawn(async move {
-            let (mut completed, mut failed) = (0_u64, 0_u64);
+            let (mut times, mut completed, mut failed) = (Vec::new(), 0_u64, 0_u64);
             let mut pace =
                 rate.map(|rate| tokio::time::interval(Duration::from_secs_f64(parallel as f64 / rate.max(0.001))));
             while start.elapsed() < length && completed + failed < share {
@@ -160,7 +164,10 @@ pub async fn connections(
                     pace.tick().await;
                 }
                 match whole_connection(to).await {
-                    Ok(()) => completed += 1,
+                    Ok(took) => {
+                        completed += 1;
+                        times.push(took);
+                    }
                     Err(error) => {
                         failed += 1;
                         if failed <= 3 {
@@ -169,28 +176,38 @@ pub async fn connections(
                     }
                 }
             }
-            (completed, failed)
+            (times, failed)
         }));
     }
-    let mut sum = Connections { completed: 0, failed: 0, seconds: 0.0 };
+    let (mut times, mut failed) = (Vec::new(), 0);
     for task in tasks {
-        let (completed, failed) = task.await.map_err(context("task"))?;
-        sum.completed += completed;
-        sum.failed += failed;
+        let (took, failures) = task.await.map_err(context("task"))?;
+        times.extend(took);
+        failed += failures;
     }
-    sum.seconds = start.elapsed().as_secs_f64();
-    print(&sum)
+    let seconds = start.elapsed().as_secs_f64();
+    times.sort_unstable();
+    print(&Connections {
+        completed: times.len() as u64,
+        failed,
+        seconds,
+        p50_us: percentile(&times, 50),
+        p99_us: percentile(&times, 99),
+    })
 }
 
-async fn whole_connection(to: SocketAddr) -> Result<()> {
+/// One connection from beginning to end; how long its first answer took.
+async fn whole_connection(to: SocketAddr) -> Result<Duration> {
+    let begin = Instant::now();
     let mut stream = connect(to).await?;
     stream.write_all(b"x").await.map_err(context("write"))?;
     let mut answer = [0];
     stream.read_exact(&mut answer).await.map_err(context("read"))?;
+    let took = begin.elapsed();
     stream.shutdown().await.map_err(context("shutdown"))?;
     // Their end is waited for, so that both directions are closed in order.
     stream.read(&mut answer).await.map_err(context("end"))?;
-    Ok(())
+    Ok(took)
 }
 
 /// Times `connect` alone and prints [`ConnectCost`].

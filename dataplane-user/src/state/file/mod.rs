@@ -19,6 +19,7 @@ mod raw_node;
 mod watch;
 
 use std::path::Path;
+use std::time::Duration;
 
 pub use error::{ModelError, Problem};
 pub use watch::{Watch, read};
@@ -43,12 +44,14 @@ pub struct Defaults {
     pub preferred_namespace: String,
     /// `dns` of enrolments.
     pub dns: bool,
+    /// `ttl` of certificates.
+    pub ttl: Option<Duration>,
 }
 
 impl Default for Defaults {
     fn default() -> Self {
         let [node, cluster, network, trust_domain, cluster_domain, preferred_namespace] = Default::default();
-        Self { node, cluster, network, trust_domain, cluster_domain, preferred_namespace, dns: true }
+        Self { node, cluster, network, trust_domain, cluster_domain, preferred_namespace, dns: true, ttl: None }
     }
 }
 

@@ -200,6 +200,9 @@ impl Node {
             }
         }
         self.preferred_namespace.clone_from(&defaults.preferred_namespace);
+        if self.identity.ttl.is_none() {
+            self.identity.ttl = defaults.ttl.map(|ttl| format!("{}s", ttl.as_secs()));
+        }
         for enrolment in &mut self.enrol {
             enrolment.dns.get_or_insert(defaults.dns);
         }

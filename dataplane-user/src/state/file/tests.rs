@@ -278,12 +278,16 @@ fn what_the_file_leaves_out_is_the_environments_and_what_it_says_is_its_own() {
         cluster_domain: "c9.local".into(),
         preferred_namespace: "shop".into(),
         dns: false,
+        ttl: Some(std::time::Duration::from_secs(5400)),
     };
     let with = |text: &str| parse_with(text, Path::new("m.yaml"), &defaults).unwrap_or_else(|error| panic!("{error}"));
     let node = with("causeway: {identity: {caDirectory: x}, controlPlane: {address: a}, enrol: [{workload: w, netns: a}, {workload: v, netns: b, dns: true}]}").node.clone();
     let told = [&*node.node, &*node.cluster, &*node.network, node.trust_domain(), &*node.cluster_domain];
     assert_eq!(told, ["n9", "c9", "net9", "td9", "c9.local"]);
     assert_eq!((&*node.preferred_namespace, node.enrol[0].dns, node.enrol[1].dns), ("shop", false, true));
+    assert_eq!(node.identity.ttl.as_secs(), 5400);
+    let own = with("causeway: {identity: {caDirectory: x, ttl: 1h}}").node.clone();
+    assert_eq!(own.identity.ttl.as_secs(), 3600);
     let own = with(GOOD).node.clone();
     let told = [&*own.node, &*own.cluster, &*own.network, own.trust_domain(), &*own.cluster_domain];
     assert_eq!(told, ["c1n1", "cluster1", "network1", "cluster.local", "c9.local"]);

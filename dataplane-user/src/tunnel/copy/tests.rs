@@ -1,5 +1,5 @@
 //! WIRE 4.3: every way in which one side ends, what the other side sees of it, and what the copy says.
-#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed step is a failed test")]
 
 use std::{future::pending, io::ErrorKind, time::Duration};
 
