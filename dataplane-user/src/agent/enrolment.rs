@@ -169,7 +169,7 @@ impl Enrolments {
     pub(super) fn tick(&mut self, wanted: &[Enrolment], workers: &[worker::Handle]) {
         self.ticks = self.ticks.wrapping_add(1);
         self.stay_attached();
-        let left = self.leave_what_is_gone(workers);
+        let left = self.leave_what_is_gone(wanted, workers);
         self.end_leaves();
         let ended = self.end_releases(workers);
         let retry = self.ticks.is_multiple_of(RETRY_TICKS) && !self.report().failed.is_empty();
@@ -331,11 +331,13 @@ impl Enrolments {
     }
 
     /// Leaves pods whose namespace nobody has any more, or whose name stands for another one: a pod made anew. What runs
-    /// over the old one is not waited for, or the new one would be outside the mesh meanwhile. True if there was one.
-    fn leave_what_is_gone(&mut self, workers: &[worker::Handle]) -> bool {
+    /// over the old one is not waited for, or the new one would be outside the mesh meanwhile. Where the inode is told with the
+    /// path, whoever tells it looks after that. True if there was one.
+    fn leave_what_is_gone(&mut self, wanted: &[Enrolment], workers: &[worker::Handle]) -> bool {
+        let told = |uid: &str| wanted.iter().any(|one| *one.workload == *uid && one.inode.is_some());
         let gone: Vec<(String, PodId)> = {
             let report = self.report();
-            let gone = report.enrolled.iter().filter(|(uid, _)| self.redirector.is_gone(uid));
+            let gone = report.enrolled.iter().filter(|(uid, _)| !told(uid) && self.redirector.is_gone(uid));
             gone.map(|(uid, info)| (uid.clone(), info.pod)).collect()
         };
         for (uid, pod) in &gone {

@@ -34,8 +34,8 @@ impl Redirector {
         match fs::metadata(path) {
             Ok(found) if found.ino() == *inode => false,
             // The number of a process that ended is given to others, which says nothing about the pod.
-            Ok(_) if !path.starts_with("/proc") => true,
-            _ => netns::find(path, *inode).is_none(),
+            Ok(_) if !path.starts_with("/proc") && !path.starts_with(&self.config.proc) => true,
+            _ => netns::find(&self.config.proc, path, *inode).is_none(),
         }
     }
 
