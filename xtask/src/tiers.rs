@@ -7,7 +7,7 @@ use crate::{Result, cluster, control_plane, ebpf, envoy, kernels, packages, path
 use clap::ValueEnum;
 use std::fs;
 use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 /// The variable that says how long each fuzz target runs, and what it says unless somebody else has.
 const FUZZ: (&str, &str) = ("CAUSEWAY_FUZZ_SECONDS", "60");
