@@ -19,7 +19,7 @@ use super::{
     worker::{self, Command},
 };
 use crate::{
-    redirect::{EnrolRequest, Existing, Family, NetnsRef, PodId, Redirector},
+    redirect::{EnrolError, EnrolRequest, Existing, Family, NetnsRef, PodId, Redirector},
     state::{Enrolment, ExistingConnections},
 };
 
@@ -236,6 +236,11 @@ impl Enrolments {
             }
             Err(failure) => {
                 let text = failure.to_string();
+                if let (EnrolError::NoNamespace { .. } | EnrolError::AnotherNamespace { .. }, Some(proving)) =
+                    (&failure, &self.proving)
+                {
+                    proving.lost(&uid);
+                }
                 let before = self.report().failed.insert(uid.clone(), text.clone());
                 if before.as_deref() != Some(&text) {
                     error!("cannot enrol {uid}: {text}");

@@ -78,6 +78,11 @@ impl Proving {
         self.due.insert(uid.to_owned(), Instant::now());
     }
 
+    /// A pod is not where it was found.
+    pub(super) fn lost(&self, uid: &str) {
+        let _ = self.outcomes.send(Outcome::Lost(uid.into()));
+    }
+
     /// A pod could not be enrolled.
     pub(super) fn failed(&self, uid: &str, why: &str) {
         let _ = self.outcomes.send(Outcome::Failed(uid.into(), why.to_owned()));

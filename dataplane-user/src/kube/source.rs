@@ -33,6 +33,8 @@ const SOON: Duration = Duration::from_secs(20);
 pub enum Outcome {
     /// Its connections go through the engine: that was tried.
     Captured(Arc<str>),
+    /// Its network namespace is not where it was found: look again. The first processes of a container are gone in a moment.
+    Lost(Arc<str>),
     /// They do not, for this reason.
     Failed(Arc<str>, String),
     /// Its own connections no longer go through the engine.
@@ -154,6 +156,11 @@ impl Follower {
                     self.marks.set(facts, true);
                 }
                 self.captured.insert(workload);
+            }
+            Outcome::Lost(workload) => {
+                if let Some(facts) = pod(&workload) {
+                    self.sandboxes.remove(&facts.cgroup_uid);
+                }
             }
             Outcome::Failed(workload, why) => {
                 if let Some(facts) = pod(&workload) {
