@@ -18,7 +18,8 @@ use causeway::{
     identity::{CertificateSource, CertificateStore, Credential, ExpectedPeer, PeerRole, SpiffeId, StoreConfig, ca},
     tunnel::{
         client::{Legs, Tunnel},
-        copy::{self, Counts, FirstBytes},
+        copy::{self, Counts},
+        ends::Role,
         h2io::StreamIo,
         inner::{InnerKey, InnerPool},
         pool::Pool,
@@ -102,7 +103,7 @@ async fn serve(credential: Arc<Credential>, backend: SocketAddr, endpoint: &'sta
                     headers.insert("x-causeway-endpoint", HeaderValue::from_static(endpoint));
                     let (send, receive) = incoming.accept(headers).unwrap();
                     let counts = Counts::default();
-                    let _ = copy::socket_and_stream(socket, send, receive, &counts, FirstBytes::Any, pending()).await;
+                    let _ = copy::socket_and_stream(socket, send, receive, &counts, Role::Server, pending()).await;
                 })
                 .await
             });
@@ -159,7 +160,7 @@ async fn connect(tunnel: &Tunnel, legs: Legs) -> TcpStream {
     let (near, far) = pair().await;
     spawn_local(async move {
         let counts = Counts::default();
-        let _ = copy::socket_and_stream(far, stream.send, stream.receive, &counts, FirstBytes::Any, pending()).await;
+        let _ = copy::socket_and_stream(far, stream.send, stream.receive, &counts, Role::Client, pending()).await;
         drop(stream.slot);
     });
     near

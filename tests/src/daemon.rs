@@ -5,6 +5,7 @@ use serde_json::Value;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 
 /// How a daemon is started.
@@ -22,6 +23,8 @@ pub struct Settings {
     pub run_dir: PathBuf,
     /// The number of workers; without it the daemon chooses.
     pub workers: Option<usize>,
+    /// Variables beside those of this process.
+    pub environment: Vec<(String, String)>,
 }
 
 /// A daemon; dropping it kills it.
@@ -63,7 +66,9 @@ impl Daemon {
             line.extend(["--workers".to_owned(), workers.to_string()]);
         }
         let line: Vec<&str> = line.iter().map(String::as_str).collect();
-        let process = place.spawn(&line)?;
+        let mut command = place.command(&line)?;
+        command.envs(settings.environment.iter().cloned());
+        let process = place.spawn_command(command, Stdio::null())?;
         Ok(Self { process, place: place.clone(), settings, log })
     }
 

@@ -1,11 +1,11 @@
 //! One way to feed arbitrary input to what reads input from outside.
 //!
-//! Each target runs for five seconds, or for as many as `CAUSEWAY_FUZZ_SECONDS` says. Inputs are noise, or good ones that were
+//! Each target runs for five seconds, or for as many as `CAUSEWAY_FUZZ_SECONDS` says: `cargo xtask test` says 60. Inputs are noise, or good ones that were
 //! damaged. The seed is printed; `CAUSEWAY_FUZZ_SEED` repeats a run.
 
 use std::time::{Duration, Instant};
 
-/// How long a target runs without a setting: a dozen of them must not hold up the tests.
+/// How long a target runs without a setting: for who runs one suite by hand.
 const DEFAULT_SECONDS: u64 = 5;
 /// Longest input of pure noise.
 const NOISE: usize = 600;

@@ -3,17 +3,42 @@
 
 use serde_json::{Value, json};
 use std::net::Ipv4Addr;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use testkit::certificates::issue;
 use testkit::fixture::TwoClusters;
 use testkit::istiod::ControlPlane;
-use testkit::{Pod, Proc, apps, envoy, process};
+use testkit::{Pod, Proc, apps, envoy, process, resolver};
 
 struct Stage {
     // Ended before the topology's namespaces go.
     planes: [ControlPlane; 2],
     clusters: TwoClusters,
     _echo: Proc,
+}
+
+const DAY: u64 = 86_400_000_000;
+
+/// Microseconds since midnight, as the daemons' logs have them.
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    u64::try_from(since.as_micros()).unwrap() % DAY
+}
+
+/// From one such moment to another.
+fn between(from: u64, to: u64) -> u64 {
+    (to + DAY - from) % DAY
+}
+
+/// When a push that changed something reached a node, if this line of its log tells of one.
+fn push(line: &str) -> Option<u64> {
+    let (stamp, rest) = line.split_once('Z')?;
+    if !rest.contains("xds_client") || !rest.ends_with(" changed") || rest.ends_with(" 0 changed") {
+        return None;
+    }
+    let mut parts = stamp.split_once('T')?.1.split(':');
+    let mut part = || parts.next()?.parse::<f64>().ok();
+    let seconds = part()? * 3600.0 + part()? * 60.0 + part()?;
+    Some((seconds * 1e6).round() as u64)
 }
 
 /// The address of service number `n` in cluster `c`, outside the range the kit uses itself.
@@ -23,6 +48,11 @@ fn vip(c: u8, n: u8) -> Ipv4Addr {
 
 impl Stage {
     fn start(name: &str) -> Self {
+        Self::with(name, &json!({}))
+    }
+
+    /// A stage on whose client's node these keys of `causeway` and of its `controlPlane` are set.
+    fn with(name: &str, client: &Value) -> Self {
         let mut clusters = TwoClusters::build(name).unwrap();
         // The second entry point of the second network, for the day the first one moves.
         clusters.topology.gateway(clusters.server_node);
@@ -35,12 +65,17 @@ impl Stage {
             let pod = clusters.topology.pod_as(clusters.server_node, &format!("default/{waypoint}"), waypoint).unwrap();
             clusters.topology.foreign(&pod);
         }
+        // So that the moment of each push is told.
+        clusters.topology.set_environment(&[("RUST_LOG", "info,causeway::istio::xds_client=debug")]);
         let planes = clusters.clusters.map(|cluster| ControlPlane::start(&clusters.topology, cluster).unwrap());
         for (plane, cluster) in planes.iter().zip(clusters.clusters) {
             for node in clusters.topology.nodes_of(cluster) {
                 let mut section = plane.mesh_section(&clusters.topology, node, "1h").unwrap();
                 // What istiod calls global is exported; the file need not repeat it.
                 section["exports"] = json!(["*"]);
+                if node == clusters.client_node {
+                    merge(&mut section, client);
+                }
                 clusters.topology.set_section(node, section);
             }
         }
@@ -63,16 +98,36 @@ impl Stage {
     }
 
     fn answer(&self, number: u8) -> String {
+        self.answer_within("2", number)
+    }
+
+    /// For a service that may not be known yet: what leads nowhere must not be waited for.
+    fn answer_soon(&self, number: u8) -> String {
+        self.answer_within("0.25", number)
+    }
+
+    fn answer_within(&self, seconds: &str, number: u8) -> String {
         let url = format!("http://{}/", vip(1, number));
-        let line = ["curl", "--silent", "--show-error", "--max-time", "2", &url];
+        let line = ["curl", "--silent", "--show-error", "--max-time", seconds, &url];
         self.clusters.client.run(&line).map(|done| done.stdout.trim().to_owned()).unwrap_or_default()
     }
 
-    /// Does something to the control plane and waits for its effect; says how long that took.
+    /// When pushes that changed something reached the nodes, since a moment.
+    fn pushes(&self, since: u64) -> Vec<u64> {
+        let topology = &self.clusters.topology;
+        let logs: Vec<String> = topology.nodes().map(|node| topology.daemon(node).log()).collect();
+        let pushes = logs.iter().flat_map(|log| log.lines()).filter_map(push);
+        let mut pushes: Vec<u64> = pushes.map(|at| between(since, at)).filter(|after| *after < DAY / 2).collect();
+        pushes.sort_unstable();
+        pushes
+    }
+
+    /// Does something to the control plane and waits for its effect; says how long that took, from the API server's and from
+    /// istiod's word.
     fn change(&self, what: &str, act: impl FnOnce(), effect: impl FnMut() -> bool) {
-        let begin = Instant::now();
+        let begin = now();
         act();
-        let acted = begin.elapsed();
+        let acted = now();
         let done = process::until(Duration::from_secs(30), effect);
         let logs = || {
             self.clusters
@@ -82,7 +137,31 @@ impl Stage {
                 .collect::<Vec<_>>()
         };
         assert!(done.is_ok(), "{what}: no effect: {:#?}", logs());
-        println!("{what}: in effect {} ms after the API server had it", (begin.elapsed() - acted).as_millis());
+        let effect = between(begin, now());
+        let before: Vec<u64> = self.pushes(begin).into_iter().filter(|push| *push < effect).collect();
+        let ms = |from: u64| effect.saturating_sub(from) / 1000;
+        // A change of both clusters is complete with the last of several.
+        let pushed = match before.as_slice() {
+            [] => "without a push".to_owned(),
+            [first, .., last] => format!(
+                "{} ms after istiod's first push of {} reached a node, {} ms after its last",
+                ms(*first),
+                before.len(),
+                ms(*last)
+            ),
+            [only] => format!("{} ms after istiod's push reached a node", ms(*only)),
+        };
+        println!("{what}: in effect {pushed}, {} ms after the API server had it", ms(between(begin, acted)));
+    }
+}
+
+/// Sets the keys of one object in another, objects within it likewise.
+fn merge(into: &mut Value, keys: &Value) {
+    for (key, value) in keys.as_object().into_iter().flatten() {
+        match value {
+            Value::Object(_) => merge(&mut into[key], value),
+            value => into[key] = value.clone(),
+        }
     }
 }
 
@@ -157,6 +236,52 @@ fn a_waypoint_that_moves_is_followed_and_no_connection_fails() {
 }
 
 #[test]
+fn on_demand_a_service_is_found_at_its_first_connection_and_what_istiod_does_not_know_is_refused() {
+    testkit::needs_control_plane!();
+    let client = json!({"outbound": "registry-only", "exports": [], "controlPlane": {"onDemand": true}});
+    let stage = Stage::with("demand", &client);
+    stage.service("named", 3, &[(80, 8080)]);
+    let daemon = stage.clusters.topology.daemon(stage.clusters.client_node);
+    let known = || {
+        let status = daemon.status().unwrap();
+        status.pointer("/model/services").and_then(Value::as_u64).unwrap()
+    };
+    assert_eq!(known(), 0, "istiod tells such a node of no service unasked");
+
+    // By its address: the service, the record of its pods behind the gateway, and the gateway.
+    stage.change("first connection on demand", || {}, || stage.answer(1).contains("pod=default/web"));
+    assert_eq!(known(), 1, "and no other came with it");
+    // By its name.
+    let line = ["curl", "--silent", "--show-error", "--max-time", "5", "http://named.default.svc.cluster.local/"];
+    // Its own cluster may have told the gateway of it a moment later.
+    let mut done = None;
+    let found = process::until(Duration::from_secs(10), || {
+        let asked = done.insert(resolver::run(&stage.clusters.client, &["172.30.1.1"], &line).unwrap());
+        asked.stdout.contains("pod=default/web")
+    });
+    assert!(found.is_ok(), "{done:?}");
+    assert_eq!(known(), 2);
+
+    // istiod says of these that it knows none, and nothing of them may leave.
+    let outside = stage.clusters.topology.node_ip(stage.clusters.gateway_node);
+    for (address, what) in [(vip(1, 99), "an address of a service that is none"), (outside, "a node")] {
+        let url = format!("http://{address}:2600/");
+        let done = stage.clusters.client.run(&["curl", "--silent", "--show-error", "--max-time", "5", &url]).unwrap();
+        assert!(apps::was_reset(&done), "{what}: {}{}", done.stdout, done.stderr);
+        let line = daemon.wait_for_line(&[&format!("{address}:2600"), "error="]).unwrap();
+        assert!(line.contains("outside the mesh") && line.contains("leg=accept/policy"), "{what}: {line}");
+    }
+    assert_eq!(daemon.counter("passthrough").unwrap(), 0, "nothing went past the mesh");
+    // What was asked for is followed: a pod that goes is no longer an endpoint here.
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web-a", "namespace": "default"}});
+    stage.change(
+        "scale down on demand",
+        || stage.planes[1].api().delete(&pod).unwrap(),
+        || (0..12).all(|_| stage.answer(1).contains("pod=default/web-b")),
+    );
+}
+
+#[test]
 fn everything_changes_under_load_and_no_connection_fails() {
     testkit::needs_control_plane!();
     let mut stage = Stage::start("mesh");
@@ -174,7 +299,7 @@ fn everything_changes_under_load_and_no_connection_fails() {
     stage.change("scale down", || stage.planes[1].api().delete(&pod).unwrap(), only_b);
     let again = || (0..6).any(|_| stage.answer(1).contains("pod=default/web-a"));
     stage.change("scale up", || stage.planes[1].publish_pod(&web_a, &node).unwrap(), again);
-    stage.change("new service", || stage.service("fresh", 3, &[(80, 8080)]), || stage.answer(3).contains("pod="));
+    stage.change("new service", || stage.service("fresh", 3, &[(80, 8080)]), || stage.answer_soon(3).contains("pod="));
 
     let policy = json!({"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
     "metadata": {"name": "no-client", "namespace": "default"},
@@ -210,7 +335,7 @@ fn everything_changes_under_load_and_no_connection_fails() {
     stage.change(
         "new service after istiod's restart",
         || stage.service("later", 4, &[(80, 8080)]),
-        || stage.answer(4).contains("pod="),
+        || stage.answer_soon(4).contains("pod="),
     );
     for plane in &mut stage.planes {
         plane.stop_api();
@@ -223,7 +348,7 @@ fn everything_changes_under_load_and_no_connection_fails() {
     stage.change(
         "new service after the outage of the API servers",
         || stage.service("last", 5, &[(80, 8080)]),
-        || stage.answer(5).contains("pod="),
+        || stage.answer_soon(5).contains("pod="),
     );
 
     println!("all changes took {} s", began.elapsed().as_secs());

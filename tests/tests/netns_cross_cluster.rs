@@ -153,6 +153,23 @@ fn a_reset_of_either_side_arrives_as_a_reset() {
     let to = format!("{}:2504", stage.vip("default/watch"));
     assert_eq!(stage.peer(&["send-reset", &to]).unwrap(), "reset");
     watch.wait_for("reset 16", Duration::from_secs(5)).unwrap();
+
+    // Both nodes say whose reset it was, and count it as no failure.
+    let nodes = [(stage.client_node, "direction=outbound"), (stage.server_node, "direction=inbound")];
+    for (port, party) in [(2503, "server"), (2504, "client")] {
+        for (node, direction) in nodes {
+            let daemon = stage.topology.daemon(node);
+            let line = daemon.wait_for_line(&[&format!(":{port}"), direction, "reset_by="]).unwrap();
+            assert_eq!(field(&line, "reset_by"), Some(party), "{line}");
+            assert!(line.contains("connection complete") && !line.contains("error="), "{line}");
+        }
+    }
+    for node in stage.topology.nodes() {
+        let daemon = stage.topology.daemon(node);
+        let failed = daemon.status().unwrap()["counters"]["failed"].clone();
+        let sum: u64 = failed.as_object().unwrap().values().filter_map(serde_json::Value::as_u64).sum();
+        assert_eq!(sum, 0, "{failed}: {}", daemon.log_tail(10));
+    }
 }
 
 #[test]

@@ -59,7 +59,8 @@ fn is_gateway(workload: &Value) -> bool {
 }
 
 /// Services with the pods of `default/web`, so that no fault is hidden by tunnels of the connection before.
-const FRESH: [&str; 6] = ["default/f0", "default/f1", "default/f2", "default/f3", "default/f4", "default/f5"];
+const FRESH: [&str; 7] =
+    ["default/f0", "default/f1", "default/f2", "default/f3", "default/f4", "default/f5", "default/f6"];
 
 #[test]
 fn each_fault_leaves_one_line_with_its_leg_and_a_remedy() {
@@ -145,10 +146,13 @@ fn each_fault_leaves_one_line_with_its_leg_and_a_remedy() {
     let line = fails(&stage, &client, node, &fresh[2]);
     check(&line, "resolve", &["in network \\\"network1\\\"", "or a gateway"], "wrong network label");
 
-    // The gateway is published at an address that nobody has, and at one from which nothing comes back.
+    // The gateway is published at an address that nobody has, at one from which nothing comes back, and at one to which the
+    // node has no route.
     let nobody = stage.topology.node_ip(stage.gateway_node).to_string().replace("172.30.2.1", "172.30.2.99");
-    let addresses =
-        [(&nobody, "check routes and the address that is published"), (&"198.51.100.9".to_owned(), "firewall")];
+    let unrouted = stage.topology.node_ip(stage.server_node).to_string();
+    stage.topology.node_place(node).run_ok(&["ip", "route", "add", "unreachable", &unrouted]).unwrap();
+    let routes = "check routes and the address that is published";
+    let addresses = [(nobody.as_str(), routes), ("198.51.100.9", "firewall"), (&unrouted, routes)];
     for ((address, remedy), to) in addresses.into_iter().zip(&fresh[3..]) {
         change(&stage, node, |model| {
             edit_workloads(model, is_gateway, |record| record["workloadIps"] = json!([address]));
@@ -167,7 +171,7 @@ fn each_fault_leaves_one_line_with_its_leg_and_a_remedy() {
     // The gateway's daemon is gone.
     let gateway = format!("{}:15008", stage.topology.node_ip(stage.gateway_node));
     stage.topology.kill_daemon(stage.gateway_node).unwrap();
-    let line = fails(&stage, &client, node, &fresh[5]);
+    let line = fails(&stage, &client, node, &fresh[6]);
     check(&line, "outer-tcp", &[&gateway, "Connection refused", "is it running?"], "gateway down");
 }
 

@@ -22,7 +22,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("observe", &["hbone", "state", "identity", "tunnel"]),
     ("gateway", &["decide", "tunnel", "redirect", "state", "identity", "hbone", "observe"]),
     ("agent", &["dns", "istio", "decide", "tunnel", "redirect", "state", "identity", "hbone", "gateway", "observe"]),
-    ("ctl", &["state", "observe", "identity", "redirect"]),
+    ("ctl", &["agent", "istio", "state", "observe", "identity", "redirect"]),
 ];
 
 /// Runs both checks over the tracked folders.

@@ -44,6 +44,9 @@ enum Command {
         /// Leave everything running at the end and say how to look around
         #[arg(long)]
         keep: bool,
+        /// Take down what --keep left running, and do nothing else
+        #[arg(long, exclusive = true)]
+        down: bool,
         /// Print one JSON document instead of prose
         #[arg(long)]
         json: bool,
@@ -115,8 +118,9 @@ fn run(command: Command) -> Result<ExitCode> {
             setup::extras(&with)?;
         }
         Command::Build => build()?,
-        Command::Demo { keep, json, check_clean } => {
+        Command::Demo { keep, down, json, check_clean } => {
             let mut args = Vec::new();
+            args.extend(down.then_some("--down"));
             args.extend(keep.then_some("--keep"));
             args.extend(json.then_some("--json"));
             args.extend(check_clean.then_some("--check-clean"));

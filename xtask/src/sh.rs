@@ -17,13 +17,25 @@ pub fn step(text: &str) {
 
 /// Runs cargo in the workspace with its own output visible.
 pub fn cargo(args: &[&str]) -> Result<()> {
-    let status = foreground(Command::new(cargo_program()).args(args).current_dir(paths::root()))?;
+    let status = foreground(cargo_command().args(args).current_dir(paths::root()))?;
     if status.success() { Ok(()) } else { Err(format!("cargo {} failed (output above)", args.join(" "))) }
 }
 
 /// The cargo that started us, else the one on the search path.
 pub fn cargo_program() -> std::ffi::OsString {
     std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+}
+
+/// Cargo, without what the one that started us told us of this package. Build scripts that look at that (ring's does) would run
+/// again, and all that depends on them be compiled again, after each change between us and a plain cargo.
+pub fn cargo_command() -> Command {
+    let mut command = Command::new(cargo_program());
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")) {
+            command.env_remove(name);
+        }
+    }
+    command
 }
 
 /// Runs a program on our own terminal.

@@ -9,6 +9,9 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
+/// The variable that says how long each fuzz target runs, and what it says unless somebody else has.
+const FUZZ: (&str, &str) = ("CAUSEWAY_FUZZ_SECONDS", "60");
+
 /// How a tier is asked for on the command line.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum Tier {
@@ -144,19 +147,24 @@ fn section(suites: &[(Tier, String)], tier: Tier, filter: Option<&str>, totals: 
         println!("\n-- {suite}");
         let mut args = vec!["test", "--release", "--workspace", "--test", suite.as_str()];
         args.extend(filter);
-        // One at a time: the suites measure memory and open tens of thousands of sockets. Output is shown because
-        // suites print figures and the reasons of skips.
-        args.extend(["--quiet", "--", "--test-threads=1", "--nocapture"]);
+        // One at a time: the suites measure memory and open tens of thousands of sockets. Fuzz targets only compute, each in
+        // one thread and for a given time. Output is shown because suites print figures and the reasons of skips.
+        let threads = if suite.contains("fuzz") { "--test-threads=16" } else { "--test-threads=1" };
+        args.extend(["--quiet", "--", threads, "--nocapture"]);
         cargo_test(suite, &args, totals)?;
     }
     Ok(())
 }
 
 fn cargo_test(suite: &str, args: &[&str], totals: &mut Totals) -> Result<()> {
-    let mut command = Command::new(sh::cargo_program());
+    let mut command = sh::cargo_command();
     command.args(args).current_dir(paths::root());
     if let Some(envoy) = envoy::program() {
         command.env("CAUSEWAY_TEST_ENVOY", envoy);
+    }
+    let (name, seconds) = FUZZ;
+    if std::env::var_os(name).is_none() {
+        command.env(name, seconds);
     }
     // Not the running program, which the build before the tests may have replaced.
     command.env("CAUSEWAY_XTASK", paths::release().join("xtask"));

@@ -120,7 +120,7 @@ Or put a released bpf-linker {BPF_LINKER} on the search path: cargo binstall bpf
     let folder = linker_folder(llvm);
     sh::step(&format!("building bpf-linker {BPF_LINKER} for LLVM {llvm} (about two minutes, once)"));
     let feature = format!("llvm-{llvm}");
-    let mut command = Command::new(sh::cargo_program());
+    let mut command = sh::cargo_command();
     command
         .args([
             "install",
@@ -192,7 +192,7 @@ impl Kind {
     pub fn cargo(self) -> Command {
         let mut command = match self {
             Kind::Debian => {
-                let mut command = Command::new(sh::cargo_program());
+                let mut command = sh::cargo_command();
                 // aya-ebpf uses unstable features of `core`; Debian's compiler is a stable release.
                 command.env("RUSTC", DEBIAN_RUSTC).env("RUSTC_BOOTSTRAP", "1");
                 command

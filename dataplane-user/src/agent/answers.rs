@@ -77,7 +77,10 @@ impl Answers {
         let waiting = model.node.enrol.iter().map(|enrolment| &enrolment.workload);
         let waiting: Vec<&str> = waiting.filter(|uid| model.workload(uid).is_none()).map(|uid| &**uid).collect();
         json!({
-            "ready": pods.failed.is_empty() && pods.node_ports.error.is_none() && model.synced,
+            "ready": pods.failed.is_empty()
+                && pods.trouble.is_none()
+                && pods.node_ports.error.is_none()
+                && model.synced,
             "synced": model.synced,
             "waiting_for_workloads": waiting,
             "control_planes": control_plane::report(&self.shared.control_planes),
@@ -90,6 +93,7 @@ impl Answers {
             "pods": listed,
             "node_ports": pods.node_ports,
             "model_error": pods.model_error,
+            "trouble": pods.trouble,
             "counters": self.shared.counters.read(),
             "kernel": pods.kernel.iter().copied().collect::<BTreeMap<_, _>>(),
         })
@@ -100,8 +104,8 @@ impl Source for Answers {
     fn pending(&self) -> Vec<String> {
         let pods = self.report();
         let mut pending: Vec<String> = pods.failed.iter().map(|(uid, why)| format!("{uid}: {why}")).collect();
+        pending.extend(pods.trouble.clone());
         pending.extend(pods.node_ports.error.iter().map(|why| format!("node ports: {why}")));
-        pending.extend(pods.model_error.clone());
         if !self.shared.model.load().synced {
             pending.push("the control plane has not told all it knows yet".to_owned());
         }

@@ -16,13 +16,12 @@ const PAUSE: Duration = Duration::from_millis(250);
 ///
 /// # Errors
 /// What keeps it from being used, with the file or setting to look at.
-pub fn open(node: &NodeConfig) -> Result<Arc<CertificateStore>, Failure> {
-    let environment = Environment::of_process();
-    let config = ca_settings::store(node.identity.clone(), &environment)?;
+pub fn open(node: &NodeConfig, environment: &Environment) -> Result<Arc<CertificateStore>, Failure> {
+    let config = ca_settings::store(node.identity.clone(), environment)?;
     if config.source != CertificateSource::Authority {
         return Ok(CertificateStore::open(config)?);
     }
-    let channel = ca_settings::channel(node, &environment)
+    let channel = ca_settings::channel(node, environment)
         .ok_or("no source of certificates: set controlPlane.caAddress, CA_ADDRESS, or identity.caDirectory")?;
     let authority = IstioCa::new(&channel, &node.node)?;
     Ok(CertificateStore::with_authority(config, Arc::new(authority))?)

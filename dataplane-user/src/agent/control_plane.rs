@@ -8,6 +8,7 @@ use tracing::info;
 use super::{node::Failure, on_demand::standing};
 use crate::{
     istio::{
+        channel::Connector,
         xds_client::{Client, Handle},
         xds_settings::{Environment, servers},
     },
@@ -21,12 +22,21 @@ const CLEAN: Duration = Duration::from_millis(250);
 /// Changed objects after which free memory is given back.
 const MANY: u64 = 5_000;
 
+/// The addresses of the control planes that a node would follow.
+///
+/// # Errors
+/// Settings that cannot work.
+pub fn check(node: &NodeConfig, environment: &Environment) -> Result<Vec<String>, Failure> {
+    let servers = servers(node, environment);
+    servers.into_iter().map(|server| Ok(Connector::new(&server.channel)?.address().to_owned())).collect()
+}
+
 /// Follows every control plane that the node is given; nothing is decided before the own one has told all it knows.
 ///
 /// # Errors
 /// Settings that cannot work, or no thread.
-pub fn start(node: &NodeConfig, store: &Arc<ModelStore>) -> Result<Vec<Handle>, Failure> {
-    let servers = servers(node, &Environment::of_process());
+pub fn start(node: &NodeConfig, store: &Arc<ModelStore>, environment: &Environment) -> Result<Vec<Handle>, Failure> {
+    let servers = servers(node, environment);
     if servers.is_empty() {
         return Ok(Vec::new());
     }

@@ -55,6 +55,8 @@ pub(super) struct Report {
     pub(super) node_ports: super::node_ports::Report,
     /// Why the model file is not in force, if it is not.
     pub(super) model_error: Option<String>,
+    /// What keeps the kernel from redirecting any pod, if anything does.
+    pub(super) trouble: Option<String>,
 }
 
 /// Keeps enrolment at what the model asks for.
@@ -112,9 +114,11 @@ impl Enrolments {
     /// Regular work: ends releases whose last connection is gone, tries again what failed, reads the kernel's counters.
     pub(super) fn tick(&mut self, wanted: &[Enrolment], workers: &[worker::Handle]) {
         self.ticks = self.ticks.wrapping_add(1);
+        self.stay_attached();
+        let left = self.leave_what_is_gone(workers);
         let ended = self.end_releases(workers);
         let retry = self.ticks.is_multiple_of(RETRY_TICKS) && !self.report().failed.is_empty();
-        if ended || retry {
+        if left || ended || retry {
             self.apply(wanted, workers);
         }
         match self.redirector.counters() {
@@ -198,18 +202,58 @@ impl Enrolments {
             .map(|(uid, info)| (uid.clone(), info.pod))
             .collect();
         for (uid, pod) in &idle {
-            for worker in workers {
-                let _ = worker.commands.send(Command::RemovePod { pod: *pod });
-            }
-            if let Err(failure) = self.redirector.forget(uid) {
-                error!("releasing {uid} left something behind: {failure}");
-            }
-            let mut report = self.report();
-            report.releasing.remove(uid);
-            report.stopped += 1;
+            self.forget(uid, *pod, workers);
             info!(uid, "released");
         }
         !idle.is_empty()
+    }
+
+    /// Leaves pods whose namespace nobody has any more, or whose name stands for another one: a pod made anew. What runs
+    /// over the old one is not waited for, or the new one would be outside the mesh meanwhile. True if there was one.
+    fn leave_what_is_gone(&mut self, workers: &[worker::Handle]) -> bool {
+        let gone: Vec<(String, PodId)> = {
+            let report = self.report();
+            let gone = report.enrolled.iter().filter(|(uid, _)| self.redirector.is_gone(uid));
+            gone.map(|(uid, info)| (uid.clone(), info.pod)).collect()
+        };
+        for (uid, pod) in &gone {
+            warn!("{uid}: its network namespace is gone; it is enrolled again as soon as there is one of that name");
+            self.forget(uid, *pod, workers);
+        }
+        !gone.is_empty()
+    }
+
+    fn forget(&mut self, uid: &str, pod: PodId, workers: &[worker::Handle]) {
+        for worker in workers {
+            let _ = worker.commands.send(Command::RemovePod { pod });
+        }
+        if let Err(failure) = self.redirector.forget(uid) {
+            error!("releasing {uid} left something behind: {failure}");
+        }
+        let mut report = self.report();
+        report.enrolled.remove(uid);
+        report.releasing.remove(uid);
+        report.stopped += 1;
+    }
+
+    /// Puts the programs back in place where a cgroup was made anew.
+    fn stay_attached(&mut self) {
+        let trouble = match self.redirector.stay_attached() {
+            Ok(false) => None,
+            Ok(true) => {
+                error!(
+                    "the pods' cgroup was made anew: programs are attached to it again, and what its pods had opened meanwhile went past them"
+                );
+                None
+            }
+            Err(failure) => Some(failure.to_string()),
+        };
+        let before = std::mem::replace(&mut self.report().trouble, trouble.clone());
+        match trouble {
+            Some(text) if before.as_ref() != Some(&text) => error!("no pod can be redirected: {text}"),
+            None if before.is_some() => info!("pods are redirected again"),
+            _ => {}
+        }
     }
 }
 

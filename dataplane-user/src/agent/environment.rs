@@ -1,6 +1,6 @@
 //! The environment variables of ztunnel: each is read, or refused with a reason; none is silently ignored.
 
-use std::num::NonZeroUsize;
+use std::{num::NonZeroUsize, time::Duration};
 
 use super::node::Failure;
 use crate::{istio::xds_settings::Environment, state::file::Defaults};
@@ -70,13 +70,49 @@ const RULES: &[(&str, Rule)] = &[
     ("KEEPALIVE_TIME", Refused("tunnels are kept alive by HTTP/2 PINGs, every 10 s")),
     ("KEEPALIVE_INTERVAL", Refused("tunnels are kept alive by HTTP/2 PINGs, every 10 s")),
     ("KEEPALIVE_RETRIES", Refused("tunnels are kept alive by HTTP/2 PINGs, every 10 s")),
+    // Life cycle and logs.
+    ("CONNECTION_TERMINATION_DEADLINE", Read),
+    ("TERMINATION_GRACE_PERIOD_SECONDS", Read),
+    ("RUST_LOG", Read),
+    ("LOG_FORMAT", Read),
+    ("AUTHZ_POLICY_INFO_LOGGING", Only(FALSE, "the access log names the policy that refused a connection")),
 ];
 
-/// Refuses what cannot be had.
-///
-/// # Errors
-/// Every variable that is set to something else than what is done, with the reason.
-pub fn check(environment: &Environment) -> Result<(), Failure> {
+/// How long open connections may go on after SIGTERM where nobody says it.
+const DRAIN: Duration = Duration::from_secs(5);
+/// What the kubelet's patience must leave for closing the rest, and the least patience of which that can be taken.
+const CLOSING: (u64, u64) = (5, 10);
+
+/// What the environment says, for what command line and model file leave out.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// For the model file.
+    pub defaults: Defaults,
+    /// The number of workers.
+    pub workers: Option<usize>,
+    /// How long open connections may go on after SIGTERM.
+    pub drain: Duration,
+}
+
+impl Settings {
+    /// Reads all, for a machine of so many CPUs.
+    ///
+    /// # Errors
+    /// Every variable that cannot be had or does not read, with the reason.
+    pub fn read(environment: &Environment, cpus: usize) -> Result<Self, Failure> {
+        match (check(environment), workers(environment, cpus), drain(environment)) {
+            (Ok(()), Ok(workers), Ok(drain)) => Ok(Self { defaults: defaults(environment), workers, drain }),
+            (checked, workers, drain) => {
+                let errors = [checked.err(), workers.err(), drain.err()];
+                let errors: Vec<String> = errors.into_iter().flatten().map(|error| error.to_string()).collect();
+                Err(errors.join("; ").into())
+            }
+        }
+    }
+}
+
+/// Refuses what is set to something else than what is done.
+fn check(environment: &Environment) -> Result<(), Failure> {
     let refused = RULES.iter().filter_map(|(name, rule)| {
         let value = environment.get(name)?;
         let why = match rule {
@@ -92,7 +128,7 @@ pub fn check(environment: &Environment) -> Result<(), Failure> {
 }
 
 /// What the model file need not say.
-pub fn defaults(environment: &Environment) -> Defaults {
+fn defaults(environment: &Environment) -> Defaults {
     let text = |name: &str| environment.or(name, "").to_owned();
     let cluster = environment.get("CLUSTER_ID").unwrap_or_else(|| environment.or("ISTIO_META_CLUSTER_ID", ""));
     Defaults {
@@ -108,10 +144,7 @@ pub fn defaults(environment: &Environment) -> Defaults {
 
 /// The number of workers for a machine of so many CPUs, if `ZTUNNEL_WORKER_THREADS` gives it: a number, or a share of
 /// `ZTUNNEL_CPU_LIMIT` or else of the CPUs.
-///
-/// # Errors
-/// It is neither.
-pub fn workers(environment: &Environment, cpus: usize) -> Result<Option<usize>, Failure> {
+fn workers(environment: &Environment, cpus: usize) -> Result<Option<usize>, Failure> {
     let Some(text) = environment.get("ZTUNNEL_WORKER_THREADS") else {
         return Ok(None);
     };
@@ -130,6 +163,18 @@ pub fn workers(environment: &Environment, cpus: usize) -> Result<Option<usize>, 
     };
     let share = number("ZTUNNEL_WORKER_THREADS", share).map_err(|_| wrong("ZTUNNEL_WORKER_THREADS", text))?;
     Ok(Some(of.saturating_mul(share).div_ceil(100).max(1)))
+}
+
+/// How long open connections may go on: as it is said, or as long as the kubelet waits, less what closing takes.
+fn drain(environment: &Environment) -> Result<Duration, Failure> {
+    const GRACE: &str = "TERMINATION_GRACE_PERIOD_SECONDS";
+    if let Some(deadline) = environment.time("CONNECTION_TERMINATION_DEADLINE")? {
+        return Ok(deadline);
+    }
+    let Some(text) = environment.get(GRACE) else { return Ok(DRAIN) };
+    let grace: u64 = text.parse().map_err(|_| format!("environment variable {GRACE}={text}: write seconds, as 30"))?;
+    let (closing, least) = CLOSING;
+    Ok(if grace > least { Duration::from_secs(grace - closing) } else { DRAIN })
 }
 
 #[cfg(test)]
@@ -164,6 +209,43 @@ mod tests {
         let both = check(&environment(&[("FAKE_CA", "true"), ("TLS12_ENABLED", "true"), ("NETWORK", "n")]));
         let both = both.unwrap_err().to_string();
         assert!(both.contains("FAKE_CA") && both.contains("TLS12_ENABLED") && !both.contains("NETWORK"), "{both}");
+    }
+
+    #[test]
+    fn time_to_drain() {
+        const DEADLINE: &str = "CONNECTION_TERMINATION_DEADLINE";
+        const GRACE: &str = "TERMINATION_GRACE_PERIOD_SECONDS";
+        let rows = [
+            (&[][..], Some(5)),
+            (&[(DEADLINE, "")], Some(5)),
+            (&[(DEADLINE, "1m30s")], Some(90)),
+            (&[(DEADLINE, "0s")], Some(0)),
+            (&[(DEADLINE, "2s"), (GRACE, "60")], Some(2)),
+            (&[(GRACE, "60")], Some(55)),
+            (&[(GRACE, "11")], Some(6)),
+            (&[(GRACE, "10")], Some(5)),
+            (&[(GRACE, "0")], Some(5)),
+            (&[(DEADLINE, "30")], None),
+            (&[(GRACE, "60s")], None),
+        ];
+        for (pairs, seconds) in rows {
+            assert_eq!(drain(&environment(pairs)).ok(), seconds.map(Duration::from_secs), "{pairs:?}");
+        }
+    }
+
+    #[test]
+    fn everything_that_is_wrong_is_said_at_once() {
+        let wrong = [
+            ("FAKE_CA", "true"),
+            ("ZTUNNEL_WORKER_THREADS", "many"),
+            ("CONNECTION_TERMINATION_DEADLINE", "soon"),
+            ("NETWORK", "n"),
+        ];
+        let error = Settings::read(&environment(&wrong), 4).unwrap_err().to_string();
+        for said in ["FAKE_CA=true", "ZTUNNEL_WORKER_THREADS=many", "CONNECTION_TERMINATION_DEADLINE=soon"] {
+            assert!(error.contains(said), "{said}: {error}");
+        }
+        assert!(!error.contains("NETWORK"), "{error}");
     }
 
     #[test]

@@ -16,12 +16,13 @@ use crate::{
     hbone::{Authority, Baggage, ConnError, Forwarded, Leg, Span, TraceParent, Walk, header, peer_version},
     identity::{PeerRole, SpiffeId},
     observe::{
-        access_log::{Direction, Record},
+        access_log::{Direction, Party, Record},
         counters::Counters,
     },
     state::{Model, Workload},
     tunnel::{
-        copy::{self, FirstBytes},
+        copy,
+        ends::Role,
         server::{self, Incoming},
     },
 };
@@ -211,7 +212,7 @@ async fn carry(
         }
     };
     let open = worker.shared.connections.open(record, true);
-    let result = copy::socket_and_stream(socket, send, receive, open.counts(), FirstBytes::Any, revoked).await;
+    let result = copy::socket_and_stream(socket, send, receive, open.counts(), Role::Server, revoked).await;
     record.bytes = open.bytes();
-    result.err().map(|error| ConnError::fatal(Leg::Backend, peer, error))
+    record.ended(result, Party::Server, peer)
 }

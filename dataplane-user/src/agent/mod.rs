@@ -6,7 +6,7 @@
 mod answers;
 pub mod certificates;
 pub mod connect;
-mod control_plane;
+pub mod control_plane;
 mod deliver;
 pub mod dns;
 mod enrolment;

@@ -20,7 +20,7 @@ use super::{
     answers::Answers,
     certificates, control_plane,
     enrolment::Enrolments,
-    environment,
+    environment::Settings,
     node_ports::NodePorts,
     worker::{self, Command, Shared},
 };
@@ -41,8 +41,6 @@ use crate::{
 
 /// How often the model file and the kernel's counters are looked at.
 const TICK: Duration = Duration::from_millis(250);
-/// How long open connections may go on after SIGTERM.
-const DRAIN: Duration = Duration::from_secs(5);
 /// Length of the accept queue of a gateway's listener.
 const BACKLOG: i32 = 8192;
 
@@ -73,6 +71,10 @@ pub struct Args {
     /// Tie each worker to its CPU: lower latency on a node with idle cores, less throughput on a busy one.
     #[arg(long)]
     pub pin_workers: bool,
+    /// How long open connections may go on after SIGTERM, in seconds; without it what the environment says
+    /// (CONNECTION_TERMINATION_DEADLINE, else TERMINATION_GRACE_PERIOD_SECONDS less 5), else 5.
+    #[arg(long, value_name = "SECONDS")]
+    pub drain: Option<u64>,
     /// File for the access log; standard output if absent.
     #[arg(long, value_name = "FILE")]
     pub log_file: Option<PathBuf>,
@@ -120,19 +122,15 @@ pub type Failure = Box<dyn std::error::Error>;
 /// privilege or kernel feature that is missing.
 pub fn run(args: Args) -> Result<(), Failure> {
     let environment = Environment::of_process();
-    environment::check(&environment)?;
     let cpus = online_cpus()?;
-    let wanted = match args.workers {
-        Some(workers) => Some(workers),
-        None => environment::workers(&environment, cpus.len())?,
-    };
-    let workers = wanted.unwrap_or(cpus.len()).max(1);
+    let settings = Settings::read(&environment, cpus.len())?;
+    let workers = args.workers.or(settings.workers).unwrap_or(cpus.len()).max(1);
     // Started before any thread exists, so that it inherits nothing but its channel.
     let helper = Spawn::new(workers).start()?;
     raise_nofile_limit()?;
     keep_buffers();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(Node::serve(args, &cpus, workers, helper))
+    runtime.block_on(Node::serve(args, (&environment, settings), &cpus, workers, helper))
 }
 
 struct Node {
@@ -148,12 +146,19 @@ struct Node {
 }
 
 impl Node {
-    async fn serve(args: Args, cpus: &[usize], workers: usize, mut helper: Helper) -> Result<(), Failure> {
+    async fn serve(
+        args: Args,
+        (environment, settings): (&Environment, Settings),
+        cpus: &[usize],
+        workers: usize,
+        mut helper: Helper,
+    ) -> Result<(), Failure> {
         let text = file::read(&args.model)?;
-        let defaults = environment::defaults(&Environment::of_process());
+        let defaults = settings.defaults;
+        let drain_time = args.drain.map_or(settings.drain, Duration::from_secs);
         let model = file::parse_with(&text, &args.model, &defaults)?;
         let mut file = file::Watch::new(&args.model, text);
-        let credentials = certificates::open(&model.node)?;
+        let credentials = certificates::open(&model.node, environment)?;
         credentials.set_trust(trust(&model)?)?;
         let counters = Arc::new(Counters::default());
         let exclusions = exclusions(&model);
@@ -181,7 +186,7 @@ impl Node {
         }
         let node = model.node.clone();
         let model = Arc::new(ModelStore::new(model));
-        let control_planes = control_plane::start(&node, &model)?;
+        let control_planes = control_plane::start(&node, &model, environment)?;
         let shared = Arc::new(Shared {
             model,
             control_planes,
@@ -227,14 +232,17 @@ impl Node {
         }
         info!(instance = args.instance, workers, "ready");
         node.watch(&mut file, &args.model).await?;
-        info!("draining for up to {} s", DRAIN.as_secs());
+        info!("draining for up to {} s", drain_time.as_secs_f32());
         drop(socket);
         let _ = drain.send(true);
-        node.drain().await;
+        node.drain(drain_time).await;
         Ok(())
     }
 
     /// Follows the model file and the clock until a signal asks to stop.
+    ///
+    /// # Errors
+    /// The helper has ended: whoever watches over the daemon starts both again, and the pods stay closed until then.
     async fn watch(&mut self, file: &mut file::Watch, path: &Path) -> io::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
@@ -254,6 +262,7 @@ impl Node {
                     let model = self.shared.model.load();
                     self.enrolments.tick(&model.node.enrol, &self.workers);
                     self.node_ports.tick(&model.node, &mut self.enrolments, &self.shared, &self.workers);
+                    self.enrolments.redirector.require_helper()?;
                 }
             }
         }
@@ -312,9 +321,9 @@ impl Node {
 
     /// Lets open connections end, within bounds, then stops the workers. Kernel state stays pinned: it keeps the pods
     /// closed until the next start or `causeway uninstall`.
-    async fn drain(self) {
+    async fn drain(self, time: Duration) {
         let open = || self.shared.counters.open.load(std::sync::atomic::Ordering::Relaxed);
-        let deadline = tokio::time::Instant::now() + DRAIN;
+        let deadline = tokio::time::Instant::now() + time;
         while open() > 0 && tokio::time::Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

@@ -18,11 +18,11 @@ use crate::{
     gateway::Slot,
     hbone::{ConnError, Leg, Span, TraceParent, Walk},
     observe::{
-        access_log::{Direction, Record},
+        access_log::{Direction, Party, Record},
         counters::Counters,
     },
     state::{Model, NodePort, Workload},
-    tunnel::copy::{self, FirstBytes},
+    tunnel::{copy, ends::Role},
 };
 
 /// The port of name servers.
@@ -269,12 +269,12 @@ pub(super) async fn carry(worker: &Worker, socket: TcpStream, link: Link, record
         Link::Stream(stream, _) => {
             let (send, receive, slot) = stream.into_halves();
             let revoked = slot.ended().why();
-            let result = copy::socket_and_stream(socket, send, receive, counts, FirstBytes::Any, revoked).await;
+            let result = copy::socket_and_stream(socket, send, receive, counts, Role::Client, revoked).await;
             drop(slot);
             result
         }
     };
     record.bytes = open.bytes();
     let peer = record.destination.address.map_or_else(String::new, |address| address.to_string());
-    result.err().map(|error| ConnError::fatal(Leg::Backend, peer, error))
+    record.ended(result, Party::Client, peer)
 }

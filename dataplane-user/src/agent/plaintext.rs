@@ -13,7 +13,7 @@ use crate::{
     decide::InboundTarget,
     hbone::{ConnError, Leg, Walk},
     observe::{
-        access_log::{Direction, Record},
+        access_log::{Direction, Party, Record},
         counters::Counters,
     },
     state::PlaintextToMesh,
@@ -48,7 +48,7 @@ pub async fn serve(worker: Rc<Worker>, pod: Rc<Pod>, socket: TcpStream, from: So
             let open = worker.shared.connections.open(&mut record, false);
             let result = copy::socket_and_socket(socket, application, open.counts(), revoked).await;
             record.bytes = open.bytes();
-            result.err().map(|error| ConnError::fatal(Leg::Backend, from, error))
+            record.ended(result, Party::Client, from)
         }
         Err(error) => {
             let _ = socket.set_zero_linger();

@@ -61,8 +61,10 @@ fn screen(status: &Value) -> String {
             rows.push(vec!["refused".to_owned(), format!("{name}: {}", reason.as_str().unwrap_or_default())]);
         }
     }
-    if let Some(error) = status.get("model_error").and_then(Value::as_str) {
-        rows.push(vec!["model file".to_owned(), error.to_owned()]);
+    for (name, key) in [("model file", "model_error"), ("trouble", "trouble")] {
+        if let Some(error) = status.get(key).and_then(Value::as_str) {
+            rows.push(vec![name.to_owned(), error.to_owned()]);
+        }
     }
     let ports = status.get("node_ports");
     let ports = ports.filter(|ports| array(ports, "ports").next().is_some() || !ports["error"].is_null());

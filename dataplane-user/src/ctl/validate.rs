@@ -1,13 +1,17 @@
-//! `causeway validate`: checks a model file and the certificates it names.
+//! `causeway validate`: checks a model file, the environment beside it, and the certificates they name, as `causeway node`
+//! would.
 
 use std::error::Error;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use crate::identity::{CertificateStore, TrustBundle};
+use crate::agent::{certificates, control_plane, environment::Settings};
+use crate::identity::{CertificateSource, TrustBundle};
+use crate::istio::xds_settings::Environment;
+use crate::redirect::online_cpus;
 use crate::state::file;
 
-/// Check a model file, and the certificates and roots it names.
+/// Check a model file and ztunnel's environment variables, and the certificates and roots they name.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The model file (YAML or JSON).
@@ -21,10 +25,15 @@ pub struct Args {
 /// Runs the command.
 ///
 /// # Errors
-/// All problems of the file, or the first of the certificates.
+/// All problems of the environment or the file, or the first of the certificates.
 pub fn run(args: Args) -> Result<(), Box<dyn Error>> {
+    check(args, &Environment::of_process())
+}
+
+fn check(args: Args, environment: &Environment) -> Result<(), Box<dyn Error>> {
+    let settings = Settings::read(environment, online_cpus()?.len())?;
     let text = file::read(&args.file)?;
-    let model = file::parse(&text, &args.file)?;
+    let model = file::parse_with(&text, &args.file, &settings.defaults)?;
     println!(
         "{}: {} workloads, {} services, {} policies; node {:?} enrols {}{}",
         args.file.display(),
@@ -35,10 +44,13 @@ pub fn run(args: Args) -> Result<(), Box<dyn Error>> {
         model.node.enrol.len(),
         if model.node.gateway.is_some() { " and is a gateway" } else { "" },
     );
+    for address in control_plane::check(&model.node, environment)? {
+        println!("follows {address}; it is not asked here");
+    }
     if args.model_only {
         return Ok(());
     }
-    let store = CertificateStore::open(model.node.identity.clone())?;
+    let store = certificates::open(&model.node, environment)?;
     let trust = TrustBundle::of_peers(
         model
             .node
@@ -47,6 +59,10 @@ pub fn run(args: Args) -> Result<(), Box<dyn Error>> {
             .flat_map(|trust| trust.domains.iter().map(|domain| (domain.name.as_str(), domain.roots.as_path()))),
     )?;
     store.set_trust(trust)?;
+    if model.node.identity.source == CertificateSource::Authority {
+        println!("certificates come from an authority; it is not asked here");
+        return Ok(());
+    }
     for id in enrolled_identities(&model) {
         let credential = store.obtain(&id, SystemTime::now())?;
         println!("{id}: certificate can be presented, generation {}", credential.generation);
@@ -78,10 +94,15 @@ mod tests {
     }
 
     fn run_line(line: &[&str]) -> Result<(), String> {
+        run_in(&[], line)
+    }
+
+    fn run_in(variables: &[(&str, &str)], line: &[&str]) -> Result<(), String> {
+        let environment = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let line = std::iter::once("causeway").chain(line.iter().copied());
         match Cli::try_parse_from(line).map_err(|error| error.to_string())? {
             Cli::Ca(args) => ctl::ca::run(args),
-            Cli::Validate(args) => run(args),
+            Cli::Validate(args) => check(args, &environment),
         }
         .map_err(|error| error.to_string())
     }
@@ -111,6 +132,32 @@ causeway:
 
         let error = run_line(&["validate", &text("missing.yaml")]).unwrap_err();
         assert!(error.contains("missing.yaml") && error.contains("cannot be read"), "{error}");
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+    #[test]
+    fn the_environment_is_read_as_the_daemon_reads_it() {
+        let folder = std::env::temp_dir().join(format!("causeway-validate-environment-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("node.yaml");
+        let path = path.to_str().unwrap();
+        std::fs::write(path, "causeway: {controlPlane: {token: token}}").unwrap();
+        let place = [("NODE_NAME", "n1"), ("NETWORK", "net1"), ("CLUSTER_ID", "c1"), ("CA_ADDRESS", "istiod:15012")];
+        let with = |more: &[(&str, &str)]| run_in(&[&place[..], more].concat(), &["validate", path]);
+        assert_eq!(with(&[("XDS_ADDRESS", "istiod:15012")]), Ok(()));
+        let refused = [
+            (("TLS12_ENABLED", "true"), "TLS12_ENABLED=true: only false is possible"),
+            (("CONNECTION_TERMINATION_DEADLINE", "soon"), "CONNECTION_TERMINATION_DEADLINE=soon: not a time"),
+            (("ZTUNNEL_WORKER_THREADS", "many"), "ZTUNNEL_WORKER_THREADS=many: write a number"),
+            (("SECRET_TTL", "long"), "SECRET_TTL=long: not a time"),
+            (("XDS_ADDRESS", "istiod"), "control plane \"https://istiod\": host and port are needed"),
+            (("CA_ADDRESS", ""), "no source of certificates"),
+        ];
+        for (variable, said) in refused {
+            let error = with(&[variable]).unwrap_err();
+            assert!(error.contains(said), "{variable:?}: {error}");
+        }
+        let error = run_in(&[], &["validate", path]).unwrap_err();
+        assert!(error.contains("node"), "without the environment the file is not enough: {error}");
         std::fs::remove_dir_all(&folder).unwrap();
     }
 }

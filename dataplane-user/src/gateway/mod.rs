@@ -17,13 +17,14 @@ use crate::{
     hbone::{Authority, Baggage, Cause, ConnError, Forwarded, Leg, Span, TraceParent, Walk, advice, header},
     identity::{CertificateStore, PeerRole, SpiffeId},
     observe::{
-        access_log::{AccessLog, Direction, Record},
+        access_log::{AccessLog, Direction, Party, Record},
         connections::Connections,
         counters::Counters,
     },
     state::{ModelStore, Workload},
     tunnel::{
-        copy::{self, CopyError, FirstBytes},
+        copy,
+        ends::{CopyError, Role},
         server::{self, Incoming},
         settings::CONNECT_TIMEOUT,
     },
@@ -221,13 +222,12 @@ impl Gateway {
             }
         };
         let open = self.connections.open(record, true);
-        let result =
-            copy::socket_and_stream(socket, send, receive, open.counts(), FirstBytes::TlsHandshake, revoked).await;
+        let result = copy::socket_and_stream(socket, send, receive, open.counts(), Role::Gateway, revoked).await;
         record.bytes = open.bytes();
         if let Err(CopyError::NotTls) = &result {
             Counters::add(&self.counters.inner_not_tls);
         }
-        result.err().map(|error| ConnError::fatal(Leg::Backend, peer, error))
+        record.ended(result, Party::Server, peer)
     }
 }
 

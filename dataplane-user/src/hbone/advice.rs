@@ -24,6 +24,10 @@ pub(super) fn status(leg: Leg, status: u16) -> String {
     }
 }
 
+/// What silence may mean. Tunnels have the pod's own address as their source, which other networks cannot answer.
+const DROPPED: &str = "; does a firewall or NetworkPolicy drop the packets, or is the pod's address not translated on its way \
+                       to another network?";
+
 /// Why a socket was not connected, and where to look.
 #[must_use]
 pub fn connect(error: &io::Error) -> String {
@@ -32,7 +36,7 @@ pub fn connect(error: &io::Error) -> String {
         io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
             "; this node has no way to it: check routes and the address that is published"
         }
-        io::ErrorKind::TimedOut => "; does a firewall or NetworkPolicy drop the packets?",
+        io::ErrorKind::TimedOut => DROPPED,
         io::ErrorKind::AddrNotAvailable => "; all source ports towards it are in use",
         io::ErrorKind::PermissionDenied => "; a local rule forbids it",
         _ => "",
@@ -43,7 +47,7 @@ pub fn connect(error: &io::Error) -> String {
 /// Nobody answered for so long.
 #[must_use]
 pub fn silence(millis: u128) -> String {
-    format!("no answer within {millis} ms; does a firewall or NetworkPolicy drop the packets?")
+    format!("no answer within {millis} ms{DROPPED}")
 }
 
 #[cfg(test)]

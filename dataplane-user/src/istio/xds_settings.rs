@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::channel::ChannelConfig;
 use super::xds_proto::{Kind, Node, Struct, Value};
@@ -49,6 +50,16 @@ impl Environment {
         self.get(name).unwrap_or(default)
     }
 
+    /// A time as Go writes it: hours, minutes, seconds and milliseconds, as 1h30m or 500ms.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn time(&self, name: &str) -> Result<Option<Duration>, String> {
+        let Some(text) = self.get(name) else { return Ok(None) };
+        let time = go_duration(text).map(Some);
+        time.ok_or_else(|| format!("environment variable {name}={text}: not a time; write it as 24h, 90m or 30s"))
+    }
+
     pub(super) fn with_prefix<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a str, &'a str)> {
         self.0.iter().filter_map(move |(name, value)| Some((name.strip_prefix(prefix)?, value.as_str())))
     }
@@ -58,6 +69,26 @@ impl FromIterator<(String, String)> for Environment {
     fn from_iter<I: IntoIterator<Item = (String, String)>>(pairs: I) -> Self {
         Self(pairs.into_iter().collect())
     }
+}
+
+fn go_duration(text: &str) -> Option<Duration> {
+    let (mut total, mut rest) = (Duration::ZERO, text);
+    while !rest.is_empty() {
+        let (number, behind) = rest.split_at(rest.find(|character: char| !character.is_ascii_digit())?);
+        let (unit, behind) =
+            behind.split_at(behind.find(|character: char| character.is_ascii_digit()).unwrap_or(behind.len()));
+        let milliseconds: u64 = match unit {
+            "h" => 3_600_000,
+            "m" => 60_000,
+            "s" => 1_000,
+            "ms" => 1,
+            _ => return None,
+        };
+        let part = number.parse::<u64>().ok()?.checked_mul(milliseconds)?;
+        total = total.checked_add(Duration::from_millis(part))?;
+        rest = behind;
+    }
+    (!text.is_empty()).then_some(total)
 }
 
 /// The servers of a node: its own control plane first, then its peers'. None without an address.
@@ -155,5 +186,33 @@ fn node(cluster: &str, config: &NodeConfig, environment: &Environment) -> Node {
     Node {
         id: format!("ztunnel~{ip}~{pod}.{namespace}~{namespace}.svc.cluster.local"),
         metadata: Some(Struct { fields }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_as_go_writes_them() {
+        let rows = [
+            ("24h", Some(86_400_000)),
+            ("1h30m0s", Some(5_400_000)),
+            ("90s", Some(90_000)),
+            ("1s500ms", Some(1_500)),
+            ("0s", Some(0)),
+            ("", None),
+            ("5", None),
+            ("h", None),
+            ("1d", None),
+            ("1m5", None),
+            ("-5s", None),
+            ("5 s", None),
+            ("99999999999999999999h", None),
+            ("9999999999999999h", None),
+        ];
+        for (text, milliseconds) in rows {
+            assert_eq!(go_duration(text), milliseconds.map(Duration::from_millis), "{text:?}");
+        }
     }
 }

@@ -1,8 +1,7 @@
 //! One line per connection, at its end. The data path hands over a record and never waits; a writer thread formats it.
 
 use std::{
-    fs::OpenOptions,
-    io::{self, BufWriter, Write},
+    io,
     path::Path,
     sync::{
         Arc,
@@ -14,10 +13,11 @@ use std::{
 
 use arc_swap::ArcSwap;
 
-pub use super::record::{Direction, Moment, Record, Side};
+pub use super::record::{Direction, Moment, Party, Record, Side};
 use super::{
     counters::Counters,
     line,
+    log_output::Output,
     spans::{Origin, Spans},
     traffic::Traffic,
 };
@@ -73,16 +73,13 @@ impl AccessLog {
         counters: Arc<Counters>,
         traffic: Arc<Traffic>,
     ) -> io::Result<Self> {
-        let output: Box<dyn Write + Send> = match file {
-            Some(path) => Box::new(OpenOptions::new().create(true).append(true).open(path)?),
-            None => Box::new(io::stdout()),
-        };
+        let output = Output::open(file)?;
         let settings = Arc::new(ArcSwap::from_pointee(Settings::new(node)));
         let (sender, receiver) = sync_channel(QUEUE);
         let (seen, counted) = (settings.clone(), counters.clone());
         thread::Builder::new()
             .name("access-log".to_owned())
-            .spawn(move || write(&receiver, &seen, &counted, BufWriter::with_capacity(64 << 10, output)))?;
+            .spawn(move || write(&receiver, &seen, &counted, output))?;
         Ok(Self { sender, settings, counters, traffic })
     }
 
@@ -148,12 +145,7 @@ impl AccessLog {
 }
 
 /// Writes until every sender is gone; flushes when there is a pause.
-fn write(
-    receiver: &Receiver<Box<Record>>,
-    settings: &ArcSwap<Settings>,
-    counters: &Arc<Counters>,
-    mut output: BufWriter<Box<dyn Write + Send>>,
-) {
+fn write(receiver: &Receiver<Box<Record>>, settings: &ArcSwap<Settings>, counters: &Arc<Counters>, mut output: Output) {
     let mut line = String::new();
     let mut spans = Spans::new(counters.clone());
     loop {
@@ -162,21 +154,16 @@ fn write(
                 let settings = settings.load();
                 if record.logged == Some(true) {
                     line.clear();
-                    // Writing into a String cannot fail, and a log that cannot be written has nobody to complain to.
+                    // Writing into a String cannot fail.
                     let _ = line::write(&mut line, settings.format, &record);
-                    let _ = output.write_all(line.as_bytes());
+                    output.line(line.as_bytes(), counters);
                 }
                 if let (Some(traces), Moment::End) = (&settings.traces, record.moment) {
                     spans.add(traces, &settings.origin, &record);
                 }
             }
-            Err(RecvTimeoutError::Timeout) => {
-                let _ = output.flush();
-            }
-            Err(RecvTimeoutError::Disconnected) => {
-                let _ = output.flush();
-                return;
-            }
+            Err(RecvTimeoutError::Timeout) => output.flush(counters),
+            Err(RecvTimeoutError::Disconnected) => return output.flush(counters),
         }
     }
 }

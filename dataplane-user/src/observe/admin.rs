@@ -5,6 +5,7 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
@@ -13,7 +14,10 @@ use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{UnixListener, UnixStream},
 };
+use tracing::warn;
 
+/// Between two attempts to take a connection, after one that failed.
+const PAUSE: Duration = Duration::from_millis(250);
 /// Longest request accepted, in bytes.
 const REQUEST_BYTES: u64 = 4096;
 
@@ -67,8 +71,15 @@ pub async fn serve(path: &Path, answer: Answer) -> io::Result<AdminSocket> {
     let listener = UnixListener::bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
     tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            tokio::spawn(converse(stream, answer.clone()));
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => drop(tokio::spawn(converse(stream, answer.clone()))),
+                // No descriptor is left, say: whoever waits is answered once there is one.
+                Err(error) => {
+                    warn!("the admin socket: {error}");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
         }
     });
     Ok(AdminSocket { path: path.to_owned() })
@@ -100,7 +111,7 @@ async fn converse(stream: UnixStream, answer: Answer) -> io::Result<()> {
 pub fn ask(path: &Path, topic: Topic) -> io::Result<Value> {
     use std::io::{BufRead, Write};
     let mut stream = std::os::unix::net::UnixStream::connect(path)?;
-    stream.set_read_timeout(Some(std::time::Duration::from_secs(5)))?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     writeln!(stream, "{}", json!({ "get": topic }))?;
     let mut line = String::new();
     io::BufReader::new(stream).read_line(&mut line)?;

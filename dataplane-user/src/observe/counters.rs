@@ -73,7 +73,12 @@ pub struct Reading {
 impl Counters {
     /// Adds one.
     pub fn add(counter: &AtomicU64) {
-        counter.fetch_add(1, Relaxed);
+        Self::add_many(counter, 1);
+    }
+
+    /// Counts several.
+    pub fn add_many(counter: &AtomicU64, count: u64) {
+        counter.fetch_add(count, Relaxed);
     }
 
     /// Counts a connection that ended.

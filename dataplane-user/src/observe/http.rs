@@ -8,7 +8,10 @@ use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::Value;
-use tokio::{net::TcpListener, sync::oneshot};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, oneshot},
+};
 use tracing::warn;
 
 use super::logging;
@@ -44,6 +47,8 @@ const OFFERS: &str = "GET /config_dump, /debug/memory, /debug/pprof/heap, /debug
 POST /logging[?level=info|?level=scope=debug|?reset], /quitquitquit\n";
 /// Seconds and frequency of a profile that asks for none.
 const PROFILE: (u64, u32) = (10, 99);
+/// Connections to one port at a time; further ones wait to be taken, so that nobody uses up the daemon's descriptors.
+const CONNECTIONS: usize = 512;
 /// The longest profile.
 const LONGEST_PROFILE: u64 = 300;
 /// The highest frequency.
@@ -68,8 +73,10 @@ pub async fn serve(port: Port, address: SocketAddr, source: Arc<dyn Source>) -> 
     let listener = TcpListener::bind(address)
         .await
         .map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {address} ({port:?}): {error}")))?;
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
     tokio::spawn(async move {
-        loop {
+        // The semaphore is never closed.
+        while let Ok(place) = places.clone().acquire_owned().await {
             let socket = match listener.accept().await {
                 Ok((socket, _)) => socket,
                 Err(error) => {
@@ -95,6 +102,7 @@ pub async fn serve(port: Port, address: SocketAddr, source: Arc<dyn Source>) -> 
                     .header_read_timeout(Duration::from_secs(10))
                     .serve_connection(TokioIo::new(socket), service)
                     .await;
+                drop(place);
             });
         }
     });
@@ -183,10 +191,11 @@ fn json(value: &Value) -> Response<Full<Bytes>> {
 }
 
 fn log_level(query: &str) -> Response<Full<Bytes>> {
+    let decoded = |directives: &str| directives.replace("%3D", "=").replace("%2C", ",");
     let changed = match query.split_once('=') {
         _ if query.is_empty() => Ok(()),
-        _ if query == "reset" => logging::set(None),
-        Some(("level", directives)) => logging::set(Some(&directives.replace("%3D", "=").replace("%2C", ","))),
+        _ if query == "reset" => logging::reset(),
+        Some(("level", directives)) => logging::add(&decoded(directives)),
         _ => Err(format!("{query:?} is not understood: level=info, level=scope=debug or reset")),
     };
     match changed {

@@ -87,6 +87,9 @@ pub(super) fn fields(record: &Record, put: &mut dyn FnMut(&str, Value<'_>) -> fm
             put("status", Value::Number(status.into()))?;
         }
     }
+    if let Some(party) = record.reset_by {
+        put("reset_by", Value::Shown(&party.name()))?;
+    }
     if let Some(client) = &record.forwarded_for {
         put("client", Value::Text(client))?;
     }
@@ -149,7 +152,7 @@ mod tests {
     use crate::{
         hbone::{ConnError, Leg, Walk},
         identity::SpiffeId,
-        observe::record::Direction,
+        observe::record::{Direction, Party},
     };
 
     fn line(format: LogFormat, record: &Record) -> String {
@@ -204,6 +207,7 @@ mod tests {
     fn a_json_line_has_the_same_fields_with_types() {
         let mut record = record();
         record.bytes = (3, 5);
+        record.reset_by = Some(Party::Client);
         let line = line(LogFormat::Json, &record);
         let value: serde_json::Value = serde_json::from_str(&line).unwrap();
         for (key, wanted) in [
@@ -213,6 +217,7 @@ mod tests {
             ("src.addr", "10.0.0.1:5".into()),
             ("dst.cluster", "two\t x=1".into()),
             ("bytes_recv", 5.into()),
+            ("reset_by", "client".into()),
             ("duration", "0ms".into()),
         ] {
             assert_eq!(value.get(key), Some(&wanted), "{key} in {line}");

@@ -4,6 +4,13 @@ use std::{io::IsTerminal, sync::OnceLock};
 
 use tracing_subscriber::{EnvFilter, Registry, fmt, layer::SubscriberExt, reload, util::SubscriberInitExt};
 
+/// Levels, least first.
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+/// Rooms of this daemon, whose names stand for their modules.
+const ROOMS: [&str; 12] = [
+    "agent", "ctl", "decide", "dns", "gateway", "hbone", "identity", "istio", "observe", "redirect", "state", "tunnel",
+];
+
 static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 
 /// What the log shows when nobody said otherwise.
@@ -31,15 +38,75 @@ pub fn current() -> String {
     FILTER.get().and_then(|handle| handle.with_current(ToString::to_string).ok()).unwrap_or_default()
 }
 
-/// Changes what the log shows: directives such as `debug` or `causeway::tunnel=trace`; `None` goes back to the start.
+/// Goes back to what the log showed at the start.
+///
+/// # Errors
+/// The log has not been started.
+pub fn reset() -> Result<(), String> {
+    show(initial())
+}
+
+/// Adds to what the log shows, or takes from it: `debug` for everything, `tunnel=trace` for a room of this daemon,
+/// `h2=debug` for a library. What is not named stays as it is.
 ///
 /// # Errors
 /// Words for the caller when a directive cannot be read.
-pub fn set(directives: Option<&str>) -> Result<(), String> {
-    let filter = match directives {
-        Some(text) => EnvFilter::try_new(text).map_err(|error| format!("{text:?} is no log level: {error}"))?,
-        None => initial(),
-    };
+pub fn add(directives: &str) -> Result<(), String> {
+    let text = added(&current(), directives)?;
+    show(EnvFilter::try_new(&text).map_err(|error| format!("{directives:?} is no log level: {error}"))?)
+}
+
+fn show(filter: EnvFilter) -> Result<(), String> {
     let handle = FILTER.get().ok_or("the log has not been started")?;
     handle.reload(filter).map_err(|error| error.to_string())
+}
+
+/// The directives in force with further ones behind them: of two about one scope the later one counts.
+fn added(current: &str, directives: &str) -> Result<String, String> {
+    let mut all: Vec<String> = current.split(',').filter(|one| !one.is_empty()).map(str::to_owned).collect();
+    for directive in directives.split(',').map(str::trim) {
+        let (scope, level) =
+            directive.rsplit_once('=').map_or((None, directive), |(scope, level)| (Some(scope), level));
+        if !LEVELS.contains(&level) {
+            return Err(format!("{directive:?} is no log level: {level:?} is none of {}", LEVELS.join(", ")));
+        }
+        all.push(match scope {
+            None => level.to_owned(),
+            Some(room) if ROOMS.contains(&room) => {
+                format!("{}::{room}={level}", module_path!().split(':').next().unwrap_or(""))
+            }
+            Some(scope) => format!("{scope}={level}"),
+        });
+    }
+    Ok(all.join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directives_add_to_those_in_force_and_mistakes_are_refused() {
+        for (current, directives, expected) in [
+            ("info", "debug", Ok("info,debug")),
+            ("info", "tunnel=trace,h2=debug", Ok("info,causeway::tunnel=trace,h2=debug")),
+            ("info", "causeway::tunnel::pool=off", Ok("info,causeway::tunnel::pool=off")),
+            ("", "warn", Ok("warn")),
+            ("info", "inof", Err("\"inof\" is none of")),
+            ("info", "tunnel=loud", Err("\"loud\" is none of")),
+            ("info", "", Err("\"\" is none of")),
+        ] {
+            match (added(current, directives), expected) {
+                (Ok(text), Ok(expected)) => assert_eq!(text, expected, "{directives}"),
+                (Err(error), Err(said)) => assert!(error.contains(said), "{directives}: {error}"),
+                (found, _) => panic!("{directives}: {found:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn of_two_directives_for_everything_the_later_one_counts() {
+        let filter = EnvFilter::try_new("info,causeway::tunnel=trace,debug").map(|filter| filter.to_string());
+        assert_eq!(filter.ok().as_deref(), Some("causeway::tunnel=trace,debug"));
+    }
 }

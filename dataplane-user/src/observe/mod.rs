@@ -10,6 +10,7 @@ pub mod histogram;
 pub mod http;
 pub mod labels;
 mod line;
+mod log_output;
 pub mod logging;
 pub mod pprof;
 pub mod process;

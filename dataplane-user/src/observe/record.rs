@@ -8,9 +8,10 @@ use std::{
 
 use super::traffic::Account;
 use crate::{
-    hbone::{ConnError, LegTimes, Span},
+    hbone::{ConnError, Leg, LegTimes, Span},
     identity::SpiffeId,
     state::{Service, Workload},
+    tunnel::ends::{self, CopyError},
 };
 
 /// Which way a connection went, seen from this node.
@@ -57,6 +58,33 @@ impl Side {
     }
 }
 
+/// One of the two who talk to each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Party {
+    /// Who opened the connection.
+    Client,
+    /// Who accepted it.
+    Server,
+}
+
+impl Party {
+    /// As it stands in logs.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Party::Client => "client",
+            Party::Server => "server",
+        }
+    }
+
+    fn other(self) -> Self {
+        match self {
+            Party::Client => Party::Server,
+            Party::Server => Party::Client,
+        }
+    }
+}
+
 /// Which moment of a connection a record tells of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Moment {
@@ -94,6 +122,8 @@ pub struct Record {
     pub legs: LegTimes,
     /// What went wrong: the leg and the words.
     pub error: Option<ConnError>,
+    /// Who ended it with a reset, as applications may.
+    pub reset_by: Option<Party>,
     /// Its span, where the connection belongs to a trace.
     pub span: Option<Span>,
     /// When it was handed over.
@@ -120,6 +150,7 @@ impl Record {
             setup: Duration::ZERO,
             legs: LegTimes::default(),
             error: None,
+            reset_by: None,
             span: None,
             at: SystemTime::UNIX_EPOCH,
             account: None,
@@ -131,6 +162,31 @@ impl Record {
     #[must_use]
     pub fn opened(&self) -> bool {
         self.account.is_some()
+    }
+
+    /// Notes how a copy of bytes ended whose socket on this side is that of `near`, and returns what failed. A reset by one of
+    /// the two is no failure of any leg.
+    pub fn ended(
+        &mut self,
+        result: Result<(), CopyError>,
+        near: Party,
+        peer: impl std::fmt::Display,
+    ) -> Option<ConnError> {
+        let error = result.err()?;
+        let leg = match &error {
+            CopyError::Reset(side) => {
+                let by = if *side == ends::Side::Near { near } else { near.other() };
+                self.reset_by = Some(by);
+                // Behind a gateway there is no application, but a node that went away.
+                if self.direction != Direction::Gateway || by == Party::Client {
+                    return None;
+                }
+                Leg::Backend
+            }
+            CopyError::Lost(_) => Leg::OuterTcp,
+            CopyError::Socket(_) | CopyError::Stream(_) | CopyError::NotTls | CopyError::Revoked(_) => Leg::Backend,
+        };
+        Some(ConnError::fatal(leg, peer, error))
     }
 
     /// The namespace whose switch decides about its line.

@@ -31,6 +31,7 @@ mod record;
 mod redirector;
 mod sampling;
 mod sockets;
+mod standing;
 mod system;
 mod uninstall;
 

@@ -30,7 +30,7 @@ const IN_FLIGHT: Duration = Duration::from_millis(5);
 #[derive(Debug)]
 pub(super) struct Pod {
     id: PodId,
-    netns: Netns,
+    pub(super) netns: Netns,
     ips: Vec<IpAddr>,
     saved: Saved,
     /// New connections are redirected; false once `stop_capture` was called.

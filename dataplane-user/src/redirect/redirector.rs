@@ -45,6 +45,8 @@ pub struct Redirector {
     engine: u64,
     original: OriginalDst,
     pub(super) loaded: Ebpf,
+    /// Ids of the node's cgroup and the pods' that the programs are attached to.
+    pub(super) attached: (u64, u64),
 }
 
 impl Redirector {
@@ -87,6 +89,7 @@ impl Redirector {
             engine,
             original: OriginalDst::new(original),
             loaded,
+            attached: (0, 0),
         };
         redirector.take_over()?;
         Ok(redirector)
@@ -101,7 +104,7 @@ impl Redirector {
             self.adopted.insert(cookie, record);
         }
         object::refresh_pods(std::os::fd::AsFd::as_fd(&self.lookup), &self.pins)?;
-        object::attach(&self.loaded, &self.pins, &self.config.cgroup_root, &self.config.pods_cgroup)?;
+        self.stay_attached()?;
         let stale = |source| LoadError::Io {
             action: "removing pins of another version in",
             path: self.config.bpffs.clone(),

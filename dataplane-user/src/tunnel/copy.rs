@@ -15,10 +15,11 @@ use socket2::SockRef;
 use tokio::{
     io::{AsyncReadExt, Interest},
     net::{TcpStream, tcp::ReadHalf},
+    sync::Notify,
 };
 
 use super::{
-    ends::{FarEnd, far_end},
+    ends::{CopyError, Role, Side, is_fin},
     h2io::poll_send_capacity,
     settings::SendStream,
 };
@@ -53,41 +54,6 @@ fn add(counter: &AtomicU64, count: u64) {
     counter.store(counter.load(Relaxed) + count, Relaxed);
 }
 
-/// Why a copy ended before both halves were done.
-#[derive(Debug)]
-pub enum CopyError {
-    /// The local socket failed: reset by the application, or unreachable.
-    Local(io::Error),
-    /// The stream was reset by the peer or lost with its tunnel.
-    Remote(h2::Error),
-    /// A stream that must carry TLS carries something else.
-    NotTls,
-    /// What allowed the connection is gone: policy, export or identity, in words.
-    Revoked(String),
-}
-
-impl std::fmt::Display for CopyError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            CopyError::Local(error) => write!(f, "local socket: {error}"),
-            CopyError::Remote(error) => write!(f, "stream: {error}"),
-            CopyError::NotTls => {
-                f.write_str("the stream does not carry TLS: a gateway forwards encrypted traffic only")
-            }
-            CopyError::Revoked(why) => write!(f, "no longer allowed: {why}"),
-        }
-    }
-}
-
-/// What the first bytes of the peer must look like.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum FirstBytes {
-    /// Anything: application data.
-    Any,
-    /// A TLS handshake record (RFC 8446, 5.1): a gateway never relays plaintext.
-    TlsHandshake,
-}
-
 /// Reads that follow what the sender does: small while little comes, large when the buffer was filled.
 struct Reader {
     size: usize,
@@ -118,37 +84,62 @@ impl Reader {
 }
 
 /// Socket to stream, until the application sends FIN.
-async fn upload(socket: &mut ReadHalf<'_>, send: &mut SendStream, counts: &Counts) -> Result<(), CopyError> {
+async fn upload(
+    socket: &mut ReadHalf<'_>,
+    send: &mut SendStream,
+    counts: &Counts,
+    received: &Notify,
+) -> Result<(), CopyError> {
     let mut reader = Reader::new();
     loop {
-        let mut data = reader.read(socket).await.map_err(CopyError::Local)?;
-        if data.is_empty() {
-            return send.send_data(Bytes::new(), true).map_err(CopyError::Remote);
-        }
+        let data = reader.read(socket).await.map_err(|error| CopyError::socket(Side::Near, error))?;
         let total = data.len() as u64;
-        while !data.is_empty() {
-            let granted = poll_fn(|cx| poll_send_capacity(send, data.len(), cx)).await.map_err(CopyError::Remote)?;
-            send.send_data(data.split_to(granted), false).map_err(CopyError::Remote)?;
+        if push(send, data).await.is_err() {
+            return closed(send, total, received).await;
+        }
+        if total == 0 {
+            return Ok(());
         }
         add(&counts.sent, total);
     }
 }
 
+/// Hands data to a stream; no data is its end.
+async fn push(send: &mut SendStream, mut data: Bytes) -> Result<(), h2::Error> {
+    if data.is_empty() {
+        return send.send_data(data, true);
+    }
+    while !data.is_empty() {
+        let granted = poll_fn(|cx| poll_send_capacity(send, data.len(), cx)).await?;
+        send.send_data(data.split_to(granted), false)?;
+    }
+    Ok(())
+}
+
+/// What it means that a stream takes nothing more: its receiving half says why, and only if that has ended before, it is what
+/// the peer said of ours.
+async fn closed(send: &mut SendStream, owed: u64, received: &Notify) -> Result<(), CopyError> {
+    received.notified().await;
+    match poll_fn(|cx| Poll::Ready(send.poll_reset(cx))).await {
+        // A peer that has answered in full needs nothing more of the question (RFC 9113, 8.1).
+        Poll::Ready(Ok(Reason::NO_ERROR)) if owed == 0 => Ok(()),
+        Poll::Ready(Ok(reason)) => Err(CopyError::given_up(reason)),
+        Poll::Ready(Err(error)) => Err(CopyError::stream(error)),
+        Poll::Pending => Err(CopyError::Reset(Side::Far)),
+    }
+}
+
 /// Stream to socket, until END_STREAM.
-async fn download(
-    receive: &mut RecvStream,
-    socket: &TcpStream,
-    counts: &Counts,
-    first: FirstBytes,
-) -> Result<(), CopyError> {
+async fn download(receive: &mut RecvStream, socket: &TcpStream, counts: &Counts, role: Role) -> Result<(), CopyError> {
     let mut frames: Vec<Bytes> = Vec::new();
     let mut ended = false;
-    let mut checked = first == FirstBytes::Any;
+    // A gateway never relays plaintext: the first record is a handshake (RFC 8446, 5.1).
+    let mut checked = role != Role::Gateway;
     while !ended {
         match poll_fn(|cx| receive.poll_data(cx)).await {
             Some(Ok(frame)) => frames.push(frame),
-            Some(Err(error)) if far_end(&error) == FarEnd::Fin => break,
-            Some(Err(error)) => return Err(CopyError::Remote(error)),
+            Some(Err(error)) if is_fin(&error) => break,
+            Some(Err(error)) => return Err(CopyError::stream(error)),
             None => break,
         }
         // Frames that are already here share one write.
@@ -179,12 +170,12 @@ async fn download(
             checked = true;
         }
         let total: usize = frames.iter().map(Bytes::len).sum();
-        write_all(socket, &mut frames).await.map_err(CopyError::Local)?;
+        write_all(socket, &mut frames).await.map_err(|error| CopyError::socket(Side::Near, error))?;
         let _ = receive.flow_control().release_capacity(total);
         add(&counts.received, total as u64);
         match failure {
-            Some(error) if far_end(&error) == FarEnd::Fin => break,
-            Some(error) => return Err(CopyError::Remote(error)),
+            Some(error) if is_fin(&error) => break,
+            Some(error) => return Err(CopyError::stream(error)),
             None => {}
         }
     }
@@ -227,8 +218,9 @@ fn finish_writing(socket: &TcpStream) -> io::Result<()> {
 
 /// Carries both directions between `socket` and a stream until both are done or one fails.
 ///
-/// FIN and END_STREAM each close one half only. After a failure the other side is reset: the stream with CANCEL, the
-/// socket by the RST that follows from [`TcpStream::set_zero_linger`]. So are both when `revoked` yields a reason.
+/// FIN and END_STREAM each close one half only. After a reset or a failure the other side is reset: the stream with the
+/// reason that `role` gives, the socket by the RST that follows from [`TcpStream::set_zero_linger`]. So are both when `revoked`
+/// yields a reason.
 ///
 /// # Errors
 /// The side that failed, see [`CopyError`].
@@ -237,24 +229,30 @@ pub async fn socket_and_stream(
     mut send: SendStream,
     mut receive: RecvStream,
     counts: &Counts,
-    first: FirstBytes,
+    role: Role,
     revoked: impl Future<Output = String>,
 ) -> Result<(), CopyError> {
     let (mut reading, writing) = socket.split();
-    let up = upload(&mut reading, &mut send, counts);
+    let received = Notify::new();
+    let up = upload(&mut reading, &mut send, counts, &received);
     let down = async {
-        download(&mut receive, writing.as_ref(), counts, first).await?;
-        finish_writing(writing.as_ref()).map_err(CopyError::Local)
+        download(&mut receive, writing.as_ref(), counts, role).await?;
+        received.notify_one();
+        finish_writing(writing.as_ref()).map_err(|error| CopyError::socket(Side::Near, error))
     };
     let carried = async { tokio::try_join!(up, down).map(|_| ()) };
     let result = until(carried, revoked).await;
     match &result {
         Ok(()) => {}
-        Err(CopyError::Local(_) | CopyError::NotTls | CopyError::Revoked(_)) => {
+        Err(CopyError::Reset(Side::Near) | CopyError::Socket(_)) => {
+            send.send_reset(role.reason());
+            let _ = socket.set_zero_linger();
+        }
+        Err(CopyError::NotTls | CopyError::Revoked(_)) => {
             send.send_reset(Reason::CANCEL);
             let _ = socket.set_zero_linger();
         }
-        Err(CopyError::Remote(_)) => {
+        Err(CopyError::Reset(Side::Far) | CopyError::Stream(_) | CopyError::Lost(_)) => {
             let _ = socket.set_zero_linger();
         }
     }
@@ -262,17 +260,21 @@ pub async fn socket_and_stream(
 }
 
 /// One direction between two sockets, until FIN.
-async fn pump(from: &mut ReadHalf<'_>, to: &TcpStream, bytes: &AtomicU64) -> io::Result<()> {
+async fn pump(
+    (from, from_side): (&mut ReadHalf<'_>, Side),
+    (to, to_side): (&TcpStream, Side),
+    bytes: &AtomicU64,
+) -> Result<(), CopyError> {
     let mut reader = Reader::new();
     let mut frames = Vec::with_capacity(1);
     loop {
-        let data = reader.read(from).await?;
-        if data.is_empty() {
-            return finish_writing(to);
-        }
+        let data = reader.read(from).await.map_err(|error| CopyError::socket(from_side, error))?;
         let total = data.len() as u64;
+        if data.is_empty() {
+            return finish_writing(to).map_err(|error| CopyError::socket(to_side, error));
+        }
         frames.push(data);
-        write_all(to, &mut frames).await?;
+        write_all(to, &mut frames).await.map_err(|error| CopyError::socket(to_side, error))?;
         add(bytes, total);
     }
 }
@@ -293,7 +295,7 @@ async fn until(
 /// both are reset.
 ///
 /// # Errors
-/// The error of the socket that failed, or the reason.
+/// The socket that was reset or failed, or the reason.
 pub async fn socket_and_socket(
     mut near: TcpStream,
     mut far: TcpStream,
@@ -304,11 +306,10 @@ pub async fn socket_and_socket(
     let (mut far_reading, far_writing) = far.split();
     let carried = async {
         tokio::try_join!(
-            pump(&mut near_reading, far_writing.as_ref(), &counts.sent),
-            pump(&mut far_reading, near_writing.as_ref(), &counts.received)
+            pump((&mut near_reading, Side::Near), (far_writing.as_ref(), Side::Far), &counts.sent),
+            pump((&mut far_reading, Side::Far), (near_writing.as_ref(), Side::Near), &counts.received)
         )
         .map(|_| ())
-        .map_err(CopyError::Local)
     };
     let result = until(carried, revoked).await;
     if result.is_err() {
@@ -317,3 +318,6 @@ pub async fn socket_and_socket(
     }
     result
 }
+
+#[cfg(test)]
+mod tests;

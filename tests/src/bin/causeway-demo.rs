@@ -9,6 +9,9 @@ struct Cli {
     /// Leave everything running at the end and say how to look around
     #[arg(long)]
     keep: bool,
+    /// Take down what --keep left running, and do nothing else
+    #[arg(long, exclusive = true)]
+    down: bool,
     /// Print one JSON document instead of prose
     #[arg(long)]
     json: bool,
@@ -18,6 +21,10 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    let Cli { keep, json, check_clean } = Cli::parse();
+    let Cli { keep, down, json, check_clean } = Cli::parse();
+    if down {
+        testkit::topology::stale_cleanup();
+        return ExitCode::SUCCESS;
+    }
     testkit::demo::run(testkit::demo::Options { keep, json, check_clean })
 }

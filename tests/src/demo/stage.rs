@@ -121,29 +121,30 @@ impl Stage {
         let vip = self.topology.vip(self.clusters[0], SERVICE);
         report.say("A program belongs to a pod if it is in its namespace and in its cgroup. To call as the client:");
         report.say(&format!(
-            "  sh -c 'echo $$ > {}/cgroup.procs; exec ip netns exec {} curl http://{vip}/'",
+            "  sh -c 'echo $$ > {}/cgroup.procs; exec nsenter --net=/run/netns/{} curl http://{vip}/'",
             self.client.cgroup.display(),
             self.client.netns
         ));
         report.say(&format!(
-            "To watch the link between the clusters:\n  ip netns exec {} tcpdump -ni {}",
+            "To watch the link between the clusters:\n  nsenter --net=/run/netns/{} tcpdump -ni {}",
             self.topology.wan_place().netns,
             self.topology.link_of(self.clusters[1])
         ));
         for node in self.topology.nodes() {
             let daemon = self.topology.daemon(node);
             report.say(&format!(
-                "Daemon {}: log {}, admin socket {}",
+                "Daemon {}: log {}, commands with --socket {}, HTTP ports by nsenter --net=/run/netns/{} curl localhost:15000",
                 daemon.pid(),
                 daemon.log_file().display(),
-                daemon.socket().display()
+                daemon.socket().display(),
+                self.topology.node_place(node).netns
             ));
         }
         report.say(&format!(
             "Models and configuration: {} (daemons reload a model file when it changes).",
             self.topology.scratch().display()
         ));
-        report.say("The next `cargo xtask demo` or `cargo xtask test` removes all of it.");
+        report.say("`cargo xtask demo --down` takes all of it down; so does the next demo or test.");
         report.fact("scratch", self.topology.scratch().display().to_string());
     }
 

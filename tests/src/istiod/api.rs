@@ -65,6 +65,14 @@ impl Api {
         self.call("DELETE", &path, None).map(drop)
     }
 
+    /// Lets go of an address that is kept for a service and that no service has.
+    ///
+    /// # Errors
+    /// What the server said.
+    pub fn release_address(&self, ip: &str) -> Result<()> {
+        self.call("DELETE", &format!("/apis/networking.k8s.io/v1/ipaddresses/{ip}"), None).map(drop)
+    }
+
     /// A token of a service account for istiod, bound to a pod.
     ///
     /// # Errors

@@ -196,7 +196,16 @@ impl ControlPlane {
     /// What the API server said.
     pub fn global_service(&self, name: &str, ip: &str, ports: &[(u16, u16)], account: &str) -> Result<()> {
         let (namespace, name) = name.split_once('/').ok_or("a service is namespace/name")?;
-        self.api.apply(&objects::service(namespace, name, ip, ports, account))
+        let service = objects::service(namespace, name, ip, ports, account);
+        match self.api.apply(&service) {
+            // A server that has just started may keep the address, fail to create the service, and trip over the address when
+            // it tries again by itself.
+            Err(error) if error.to_string().contains("already allocated") => {
+                self.api.release_address(ip)?;
+                self.api.apply(&service)
+            }
+            done => done,
+        }
     }
 
     /// Lets this istiod read another cluster, and describes that cluster's entry point.

@@ -153,6 +153,23 @@ impl Topology {
         Ok(handle)
     }
 
+    /// Ends a pod and makes it anew, as it was: the same name, cgroup and addresses, another network namespace.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub fn remake(&self, pod: &Pod) -> Result<()> {
+        let data = pod.data();
+        let node = self.nodes.get(data.node).ok_or("the pod belongs to another topology")?;
+        let (host, number) = (&node.place.netns, data.ip4.octets()[3]);
+        cgroup::destroy(&data.place.cgroup)?;
+        netns::delete(&data.place.netns)?;
+        // Whoever still has the namespace open keeps its device.
+        netns::ip(&["-n", host, "link", "del", &format!("p{number}")])?;
+        cgroup::create(&data.place.cgroup)?;
+        netns::create(&data.place.netns)?;
+        connect_pod(node.cluster + 1, node.number, number, host, &data.place.netns)
+    }
+
     /// Brings a pod into the mesh; [`Topology::publish`] makes its daemon see it.
     pub fn enrol(&mut self, pod: &Pod) {
         self.enrolled.insert(pod.data().uid.clone());

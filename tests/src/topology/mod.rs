@@ -44,6 +44,7 @@ pub struct Topology {
     policies: Vec<serde_json::Value>,
     exclusions: Option<serde_json::Value>,
     workers: Option<usize>,
+    environment: Vec<(String, String)>,
     /// By node: keys of its `causeway` section.
     sections: BTreeMap<usize, serde_json::Value>,
     closed: bool,
@@ -178,6 +179,7 @@ impl Topology {
             policies: Vec::new(),
             exclusions: None,
             workers: None,
+            environment: Vec::new(),
             sections: BTreeMap::new(),
             closed: false,
         };
@@ -286,6 +288,12 @@ impl Topology {
     /// The number of workers of every daemon; without it the daemon chooses.
     pub fn set_workers(&mut self, workers: usize) {
         self.workers = Some(workers);
+    }
+
+    /// Environment variables of every daemon that is started from now on.
+    pub fn set_environment(&mut self, variables: &[(&str, &str)]) {
+        let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        self.environment = variables.collect();
     }
 
     /// The address of a service in a cluster.

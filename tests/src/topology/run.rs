@@ -65,6 +65,7 @@ impl Topology {
             pods_cgroup: data.cgroup.join("kubepods"),
             run_dir,
             workers,
+            environment: self.environment.clone(),
         };
         // The daemon is alone in its cgroup: what it uses can be measured, and what it leaves behind is seen.
         let place = Place { cgroup: data.cgroup.join("system"), ..data.place.clone() };

@@ -124,7 +124,7 @@ fn program() -> Result<PathBuf> {
         paths::target().display(),
         paths::root().display()
     );
-    let mut command = Command::new(sh::cargo_program());
+    let mut command = sh::cargo_command();
     command
         .args([
             "build",

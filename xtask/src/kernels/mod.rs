@@ -64,7 +64,7 @@ pub struct Suite {
 
 /// Builds the suites and returns where cargo put those that run inside.
 fn test_binaries() -> Result<Vec<Suite>> {
-    let mut command = Command::new(sh::cargo_program());
+    let mut command = sh::cargo_command();
     command.args(["test", "--release", "--workspace", "--tests", "--no-run"]).current_dir(paths::root());
     let output = command.output().map_err(|error| format!("cannot start cargo: {error}"))?;
     let text = String::from_utf8_lossy(&output.stderr);

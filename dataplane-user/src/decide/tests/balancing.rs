@@ -1,4 +1,4 @@
-//! Choice among endpoints.
+//! Choice among endpoints: WIRE 10.2 and 10.3.
 
 use std::collections::BTreeMap;
 
@@ -11,6 +11,10 @@ const GATEWAY: &str =
 /// A service with the given load balancer and endpoints (uid and further fields of each). An endpoint whose fields name a
 /// gateway is in the other network.
 fn mesh(balancer: &str, endpoints: &[(&str, &str)]) -> Model {
+    model_with(&text(balancer, endpoints), GATEWAY)
+}
+
+fn text(balancer: &str, endpoints: &[(&str, &str)]) -> String {
     let mut text = String::from(
         "workloads:\n- {uid: client, namespace: ns, workloadIps: [10.1.0.1], network: net1, node: n1, clusterId: c1, locality: {region: r1, zone: z1, subzone: s1}}\n",
     );
@@ -27,7 +31,7 @@ fn mesh(balancer: &str, endpoints: &[(&str, &str)]) -> Model {
     text.push_str(&format!(
         "services:\n- {{name: s, namespace: ns, hostname: s.ns.svc, vips: [net1/10.96.0.1], ports: {{80: 80}}, subjectAltNames: [\"spiffe://td/ns/ns/sa/x\"], loadBalancer: {balancer}}}\n"
     ));
-    model_with(&text, GATEWAY)
+    text
 }
 
 /// How often each endpoint is chosen.
@@ -54,16 +58,19 @@ fn chosen(model: &Model) -> Vec<String> {
 const REMOTE: &str =
     ", locality: {region: r1, zone: z1}, protocol: HBONE, networkGateway: {destination: net2/172.30.2.1}";
 
-/// Load balancing, modes: rank by preferences.
+/// WIRE 10.3: rank by preferences, the example's six ranks.
 #[test]
 fn failover_uses_only_the_best_rank_present() {
     let best = "{mode: Failover, routingPreferences: [Network, Region, Zone], healthPolicy: OnlyHealthy}";
     // From best to worst for a source in net1, r1, z1.
+    let (region, elsewhere) = (REMOTE.replace("zone: z1", "zone: z2"), REMOTE.replace("region: r1", "region: r2"));
     let ladder = [
         ("a-same-zone", ", locality: {region: r1, zone: z1}"),
         ("b-same-region", ", locality: {region: r1, zone: z2}"),
         ("c-same-network", ", locality: {region: r2, zone: z1}"),
         ("d-other-network-same-zone", REMOTE),
+        ("e-other-network-same-region", region.as_str()),
+        ("f-other-network", elsewhere.as_str()),
     ];
     for from in 0..ladder.len() {
         let mut endpoints = ladder[from..].to_vec();
@@ -74,12 +81,12 @@ fn failover_uses_only_the_best_rank_present() {
     }
 }
 
-/// Load balancing, modes and scopes.
+/// WIRE 10.3: modes and scopes.
 #[test]
 fn modes_and_scopes() {
     /// Load balancer, endpoints, those chosen, why.
     type Row = (&'static str, &'static [(&'static str, &'static str)], &'static [&'static str], &'static str);
-    let rows: [Row; 8] = [
+    let rows: [Row; 12] = [
         (
             "{mode: Standard, routingPreferences: [Node]}",
             &[("a", ", node: n1"), ("b", ", node: n2")],
@@ -113,6 +120,33 @@ fn modes_and_scopes() {
             &["a", "b"],
             "the count stops at the first mismatch",
         ),
+        (
+            "{mode: Strict, routingPreferences: [Region, Zone]}",
+            &[("a", ", locality: {region: r1, zone: z1}"), ("b", ", locality: {region: r1, zone: z2}")],
+            &["a"],
+            "strict wants every preference",
+        ),
+        (
+            "{mode: Failover, routingPreferences: [Region, Zone, Node]}",
+            &[
+                ("a", ", locality: {region: r1, zone: z1}, node: n1"),
+                ("b", ", locality: {region: r1, zone: z1}, node: n2"),
+            ],
+            &["a"],
+            "failover down to the node",
+        ),
+        (
+            "{mode: Failover, routingPreferences: [Region, Zone]}",
+            &[("a", ""), ("b", ", locality: {region: r2}")],
+            &["a", "b"],
+            "against a source with a locality nothing is not the same",
+        ),
+        (
+            "{mode: Failover, routingPreferences: [Cluster, Node]}",
+            &[("a", ", node: n1"), ("b", ", clusterId: c1")],
+            &["b"],
+            "each preference looks at its own field alone",
+        ),
         ("{mode: Standard}", &[("a", ""), ("b", ", status: Unhealthy")], &["a"], "unhealthy endpoints are left out"),
         (
             "{mode: Standard, healthPolicy: AllowAll}",
@@ -127,6 +161,17 @@ fn modes_and_scopes() {
     }
 }
 
+/// WIRE 10.3: two empty texts are equal.
+#[test]
+fn without_a_locality_what_has_none_is_nearest() {
+    let endpoints = [("a", ""), ("b", ", locality: {region: r1}"), ("c", REMOTE)];
+    let text = text("{mode: Strict, routingPreferences: [Region, Zone]}", &endpoints);
+    let source = ", locality: {region: r1, zone: z1, subzone: s1}";
+    assert!(text.contains(source));
+    assert_eq!(chosen(&model_with(&text.replacen(source, "", 1), GATEWAY)), ["a"]);
+}
+
+/// WIRE 10.3: STRICT.
 #[test]
 fn strict_without_a_match_has_no_upstream() {
     let model = mesh("{mode: Strict, routingPreferences: [Node]}", &[("b", ", node: n2")]);
@@ -134,7 +179,7 @@ fn strict_without_a_match_has_no_upstream() {
     assert!(all.len() == 1 && all[0].contains("no endpoint matches all of [Node]"), "{all:?}");
 }
 
-/// Lookup, eligible endpoints and their target ports.
+/// WIRE 10.2: eligible endpoints and their target ports.
 #[test]
 fn endpoints_are_eligible_with_a_way_and_a_port() {
     /// Fields of the one endpoint, its own mapping, where the connection goes or words of the error, why.
@@ -201,7 +246,7 @@ fn endpoints_are_eligible_with_a_way_and_a_port() {
     }
 }
 
-/// Load balancing: the draw by capacity.
+/// WIRE 10.3: the draw by capacity.
 #[test]
 fn shares_follow_capacity_in_the_long_run() {
     let model = mesh("{}", &[("a", ", capacity: 1"), ("b", ", capacity: 3"), ("c", ", capacity: 1")]);
@@ -237,7 +282,7 @@ fn an_ejected_zone_falls_over_to_the_next() {
     assert_eq!(shares(&model, &load, 20), BTreeMap::from([("far".into(), 20)]));
 }
 
-/// Load balancing, choice of the address.
+/// WIRE 10.3: choice of the address.
 #[test]
 fn address_of_the_family_asked_for_and_allowed() {
     let rows = [

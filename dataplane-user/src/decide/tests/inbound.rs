@@ -1,4 +1,4 @@
-//! What CONNECT requests reach.
+//! What CONNECT requests reach: WIRE 8.1.
 
 use super::*;
 use crate::hbone::Authority;
@@ -20,7 +20,7 @@ services:
 - {name: web, namespace: secret, hostname: web2.secret.svc, vips: [], ports: {80: 8080}, visibility: Namespace}
 "#;
 
-/// Inbound HBONE, steps 3 to 7.
+/// WIRE 8.1, steps 3 to 7.
 #[test]
 fn authorities_and_answers() {
     let model = model(MESH);
@@ -68,6 +68,38 @@ fn authorities_and_answers() {
             }
             _ => panic!("{why}: {uid} {authority}: {result:?}, expected {expected:?}"),
         }
+    }
+}
+
+/// WIRE 8.1, steps 7 and 8: policy is asked about the port at which the connection really arrives.
+#[test]
+fn policy_decides_about_the_final_port() {
+    let text = MESH.replace("- {uid: other,", "- {uid: guarded, namespace: ns, workloadIps: [10.0.0.7], protocol: HBONE, network: net1, applicationTunnel: {protocol: PROXY, port: 9999}, services: {ns/web.ns.svc: {80: 8081}}}\n- {uid: other,");
+    let deny = |port: u16| {
+        let rules = format!("[[[{{destinationPorts: [{port}]}}]]]");
+        format!(
+            "{text}policies:\n- {{name: p, namespace: ns, scope: Namespace, action: Deny, dryRun: false, rules: {rules}}}\n"
+        )
+    };
+    let peer = SpiffeId::parse("spiffe://td/ns/ns/sa/client").unwrap();
+    let rows = [
+        ("own", "10.0.0.1:15008", 80, true, "the port of the service"),
+        ("own", "10.0.0.1:15008", 8081, false, "the port it means here"),
+        ("guarded", "10.0.0.7:15008", 8081, true, "the port behind the application tunnel"),
+        ("guarded", "10.0.0.7:15008", 9999, false, "the application tunnel's own"),
+    ];
+    for (uid, local, port, allowed, why) in rows {
+        let model = model(&deny(port));
+        let own = workload(&model, uid);
+        let authority = Authority::parse("web.ns.svc:80").unwrap();
+        let target = inbound(&model, &own, address(local), &authority, Some(&peer)).unwrap();
+        let context = PolicyContext {
+            identity: Some(&peer),
+            source_ip: "10.0.0.9".parse().unwrap(),
+            destination_ip: target.address,
+            destination_port: target.port,
+        };
+        assert_eq!(policy(&model, &own, &context).allowed, allowed, "{why}");
     }
 }
 

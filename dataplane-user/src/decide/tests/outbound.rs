@@ -1,4 +1,5 @@
-//! Where connections of enrolled workloads go.
+//! Where connections of enrolled workloads go: WIRE 8.3, with the lookups of WIRE 10.1, the waypoints of WIRE 10.4 and the
+//! beginning of WIRE 5.
 
 use super::*;
 
@@ -21,6 +22,7 @@ workloads:
 - {uid: NetworkGateway/net2/172.30.2.1/0, namespace: gw, serviceAccount: gw, workloadIps: [172.30.2.1], network: net2}
 - {uid: NetworkGateway/net2/172.30.2.2/31008, namespace: gw, serviceAccount: gw, workloadIps: [172.30.2.2], network: net2}
 - {uid: orphan, namespace: ns, workloadIps: [10.9.0.1], protocol: HBONE, network: net1, services: {ns/empty.ns.svc: {}}, status: Unhealthy}
+- {uid: impostor, namespace: ns, serviceAccount: waypoint, workloadIps: [10.0.0.40], node: n2, network: net1}
 - {uid: shared, namespace: ns, workloadIps: [10.96.0.9], protocol: HBONE, network: net1, waypoint: {destination: net1/10.0.0.4}}
 services:
 - {name: web, namespace: ns, hostname: web.ns.svc, vips: [net1/10.96.0.1, "net1/fd00:96::1"], ports: {80: 8080}, subjectAltNames: ["spiffe://td/ns/ns/sa/web2", not-spiffe]}
@@ -35,6 +37,8 @@ services:
 - {name: hidden, namespace: other, hostname: hidden.other.svc, vips: [net1/10.96.0.10], ports: {80: 8080}, visibility: Namespace}
 - {name: range, namespace: ns, hostname: range.ns.svc, vips: [], cidrVips: [{network: net1, cidr: 10.97.0.0/16}], ports: {80: 8080}, loadBalancer: {mode: Passthrough}}
 - {name: host, namespace: ns, hostname: host.ns.svc, vips: [net1/10.96.0.11], ports: {80: 8080}}
+- {name: exact, namespace: ns, hostname: exact.ns.svc, vips: [net1/10.97.0.1], ports: {80: 8080}}
+- {name: shaped, namespace: ns, hostname: shaped.ns.svc, vips: [net1/10.96.0.12], ports: {80: 8080}, loadBalancer: {mode: Passthrough}, waypoint: {destination: net1/10.0.0.4}}
 "#;
 
 fn short(result: Result<Outbound, DecideError>) -> String {
@@ -58,13 +62,21 @@ fn decide(model: &Model, from: &str, to: &str) -> Result<Outbound, DecideError> 
     outbound(model, &workload(model, from), address(to), &[], &NoLoad, &mut rng(7))
 }
 
-/// Outbound, steps 1 to 7.
+/// WIRE 8.3, steps 1 to 7.
 #[test]
 fn order_of_decisions() {
     let model = model(MESH);
     let rows = [
         ("client", "127.0.0.1:15001", "error 127.0.0.1:15001 is a listener of ours", "own listener on loopback"),
+        ("client", "127.0.0.1:15006", "error 127.0.0.1:15006 is a listener of ours", "each of them"),
+        ("client", "[::1]:15008", "error [::1]:15008 is a listener of ours", "in both families"),
         ("client", "127.0.0.1:8080", "passthrough 127.0.0.1:8080", "other loopback"),
+        (
+            "client",
+            "10.0.0.2:15008",
+            "hbone 10.0.0.2:15008 10.0.0.2:15008 same-node",
+            "on another address it is anybody's",
+        ),
         ("client", "8.8.8.8:53", "passthrough 8.8.8.8:53", "unknown address"),
         ("client", "10.96.0.1:80", "hbone 10.0.0.2:15008 10.0.0.2:8080 same-node", "service to its target port"),
         ("client", "[fd00:96::1]:80", "hbone [fd00::2]:15008 [fd00::2]:8080 same-node", "family of the VIP"),
@@ -87,12 +99,30 @@ fn order_of_decisions() {
         ),
         ("waypoint", "10.0.0.5:80", "hbone 10.0.0.5:15008 10.0.0.5:80 same-node", "the waypoint skips itself"),
         ("waypoint", "10.96.0.4:80", "hbone 10.0.0.5:15008 10.0.0.5:8080 same-node", "also when it names the service"),
+        (
+            "impostor",
+            "10.0.0.5:80",
+            "hbone 10.0.0.4:15008 10.0.0.5:80 waypoint",
+            "its identity at another address is not it",
+        ),
+        (
+            "client",
+            "10.96.0.12:80",
+            "hbone 10.0.0.4:15008 10.96.0.12:80 waypoint",
+            "a waypoint before mode PASSTHROUGH",
+        ),
         ("client", "10.96.0.5:80", "nested net2 global.ns.svc:80", "endpoint in another network"),
         ("client", "10.96.0.6:80", "error ns/nosan.ns.svc has endpoints in network net2", "nobody may answer there"),
         ("client", "172.30.2.1:15008", "passthrough 172.30.2.1:15008", "addresses of other networks mean nothing here"),
         ("client", "10.96.0.7:80", "error no healthy upstream for ns/empty.ns.svc port 80", "only unhealthy endpoints"),
         ("client", "10.96.0.8:80", "passthrough 10.96.0.8:80", "mode PASSTHROUGH"),
         ("client", "10.97.3.4:80", "passthrough 10.97.3.4:80", "address range"),
+        (
+            "client",
+            "10.97.0.1:80",
+            "error no healthy upstream for ns/exact.ns.svc",
+            "an exact address before the range it is in",
+        ),
         (
             "client",
             "10.96.0.9:80",
@@ -109,7 +139,7 @@ fn order_of_decisions() {
     }
 }
 
-/// TLS, who must be who: the client's side.
+/// WIRE 3.3: who must be who, the client's side.
 #[test]
 fn who_may_answer() {
     let model = model(MESH);
@@ -137,7 +167,7 @@ fn who_may_answer() {
     }
 }
 
-/// Nested HBONE, step 1: gateways.
+/// WIRE 5.2, step 1: gateways.
 #[test]
 fn nested_route_knows_all_entry_points_and_trust_domains() {
     let extra = r#"
@@ -174,7 +204,7 @@ fn entry_points(gateway: &str, destination: &str) -> Result<Vec<String>, DecideE
     })
 }
 
-/// Nested HBONE, step 1: the gateway that a record names.
+/// WIRE 5.2, step 1: the gateway that a record names.
 #[test]
 fn gateway_of_a_record_is_found_in_every_form() {
     let workload = "- {uid: g, namespace: gw, serviceAccount: gw, workloadIps: [172.30.2.1], network: net2, hostname: gw.example.com}\n";
@@ -206,7 +236,7 @@ fn endpoints_already_tried_are_not_chosen_again() {
     assert!(matches!(result, Err(DecideError::NoUpstream { .. })), "{result:?}");
 }
 
-/// Load balancing, choice of the address: endpoints with a host name alone.
+/// WIRE 10.3, choice of the address: endpoints with a host name alone.
 #[test]
 fn endpoints_known_by_their_host_name_are_resolved_to_the_family_that_was_dialled() {
     let endpoint = |protocol: &str| {
@@ -233,7 +263,7 @@ fn endpoints_known_by_their_host_name_are_resolved_to_the_family_that_was_dialle
     }
 }
 
-/// Waypoints: never bypassed.
+/// WIRE 8.3, step 3: a waypoint is never bypassed.
 #[test]
 fn waypoint_that_is_gone_is_an_error_and_never_bypassed() {
     // The waypoint's only endpoint is unhealthy.
@@ -258,7 +288,7 @@ fn another_instance_of_a_waypoint_is_tried_when_one_fails() {
     }
 }
 
-/// Outbound, steps 3, 5 and 6: waypoints of other networks.
+/// WIRE 8.3, steps 3, 5 and 6: waypoints of other networks.
 #[test]
 fn waypoints_of_other_networks_are_reached_through_services_alone() {
     let record = |service: &str| {
@@ -285,7 +315,7 @@ fn waypoints_of_other_networks_are_reached_through_services_alone() {
     assert!(matches!(result, Err(DecideError::ForeignWithoutService(_))), "{result:?}");
 }
 
-/// Waypoints: by weight.
+/// WIRE 10.4: waypoints by weight.
 #[test]
 fn weighted_waypoints_share_connections_by_weight() {
     let text = MESH.replace(

@@ -1,4 +1,4 @@
-//! Authorization.
+//! Authorization: WIRE 9.
 
 use super::*;
 use crate::identity::SpiffeId;
@@ -35,7 +35,7 @@ fn one(action: &str, rules: &str) -> String {
     format!("- {{name: p, namespace: root, scope: Global, action: {action}, dryRun: false, rules: {rules}}}\n")
 }
 
-/// Policy, order.
+/// WIRE 9.2: order.
 #[test]
 fn order_of_actions() {
     let hit = "[[[{destinationPorts: [80]}]]]";
@@ -64,13 +64,17 @@ fn order_of_actions() {
     }
 }
 
+/// WIRE 9.2, steps 1 and 3.
 #[test]
 fn dry_run_policies_are_told() {
     let text = "- {name: d, namespace: root, scope: Global, action: Deny, dryRun: true, rules: [[[{destinationPorts: [80]}]]]}\n";
     assert_eq!(ask(&mesh(text, ""), &CLIENT).dry_run, [Arc::from("root/d")]);
+    let none = text.replace("Deny", "Allow").replace("[80]", "[81]");
+    assert_eq!(ask(&mesh(&none, ""), &CLIENT).dry_run, [Arc::from("root/d")], "none would match");
+    assert!(ask(&mesh(&text.replace("[80]", "[81]"), ""), &CLIENT).dry_run.is_empty());
 }
 
-/// Policy, matching: how rules, clauses and matches combine.
+/// WIRE 9.3: how rules, clauses and matches combine.
 #[test]
 fn structure_of_rules() {
     let (hit, miss) = ("{destinationPorts: [80]}", "{destinationPorts: [81]}");
@@ -94,7 +98,7 @@ fn structure_of_rules() {
     }
 }
 
-/// Policy, matching: fields; STRICT mutual TLS.
+/// WIRE 9.3: fields.
 #[test]
 fn fields() {
     let other = Peer { identity: "spiffe://td2/ns/other/sa/x", ip: "192.168.0.1", port: 81 };
@@ -154,7 +158,7 @@ fn fields() {
     }
 }
 
-/// Policy, which ones apply.
+/// WIRE 9.1: which ones apply.
 #[test]
 fn scopes() {
     let deny = |namespace: &str, scope: &str| {
@@ -174,6 +178,41 @@ fn scopes() {
     }
 }
 
+/// WIRE 9.5: what istiod makes of a PeerAuthentication, for all ports and for one.
+#[test]
+fn strict_mutual_tls_is_a_policy_that_denies_whoever_has_no_identity() {
+    let strict = |name: &str, ports: &str| {
+        format!(
+            "- {{name: {name}, namespace: ns, scope: WorkloadSelector, action: Deny, dryRun: false, rules: [[[{{notPrincipals: [{{Presence: []}}]}}]{ports}]]}}\n"
+        )
+    };
+    let (whole, one) = ("istio_converted_static_strict", "converted_peer_authentication_x");
+    let plaintext_elsewhere = Peer { port: 81, ..PLAINTEXT };
+    let rows = [
+        (strict(whole, ""), "ns/istio_converted_static_strict", &PLAINTEXT, false, "plaintext"),
+        (strict(whole, ""), "ns/istio_converted_static_strict", &CLIENT, true, "an identity"),
+        (strict(whole, ""), "", &PLAINTEXT, true, "a workload that does not list it"),
+        (
+            strict(one, ", [{destinationPorts: [80]}]"),
+            "ns/converted_peer_authentication_x",
+            &PLAINTEXT,
+            false,
+            "its port",
+        ),
+        (
+            strict(one, ", [{destinationPorts: [80]}]"),
+            "ns/converted_peer_authentication_x",
+            &plaintext_elsewhere,
+            true,
+            "another port",
+        ),
+    ];
+    for (policy, listed, peer, allowed, why) in rows {
+        let verdict = ask(&mesh(&policy, listed), peer);
+        assert_eq!(verdict.allowed, allowed, "{why}: {}", verdict.reason);
+    }
+}
+
 /// The file reader refuses unknown names; the control plane does not.
 fn with_unknown(name: &str) -> Model {
     let known = model(&OWN.replace("LISTED", ""));
@@ -182,7 +221,7 @@ fn with_unknown(name: &str) -> Model {
     Model::new(known.node.clone(), vec![own], Vec::new(), Vec::new())
 }
 
-/// Policy, which ones apply: those that are not known.
+/// WIRE 9.1: those that are not known.
 #[test]
 fn unknown_listed_policies_fail_closed() {
     let rows = [

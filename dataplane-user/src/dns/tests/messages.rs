@@ -35,6 +35,7 @@ fn ask(message: &Message, transport: Transport) -> Option<(Message, usize)> {
     Some((Message::from_vec(&bytes).unwrap(), bytes.len()))
 }
 
+/// WIRE 16: authoritative, TTL 30.
 #[test]
 fn answers_are_authoritative_and_repeat_the_question_as_it_was_written() {
     let (answer, _) = ask(&query("WeB.shop.SVC.cluster.local", RecordType::A), Transport::Datagram).unwrap();
@@ -47,6 +48,7 @@ fn answers_are_authoritative_and_repeat_the_question_as_it_was_written() {
     assert!(answer.edns.is_none(), "a client without EDNS gets none");
 }
 
+/// WIRE 16: a CNAME first.
 #[test]
 fn an_alias_comes_before_the_records_of_its_target() {
     let (answer, _) =
@@ -128,6 +130,7 @@ fn packets_that_are_no_ordinary_question_are_forwarded() {
     }
 }
 
+/// WIRE 16: SERVFAIL.
 #[test]
 fn a_client_whose_workload_is_unknown_is_told_to_ask_again() {
     let question = Question::read(&query("web", RecordType::A).to_vec().unwrap()).unwrap();

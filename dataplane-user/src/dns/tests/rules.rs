@@ -1,4 +1,4 @@
-//! One test for each rule about names.
+//! One test for each rule about names: WIRE 16, in its order.
 
 use super::*;
 use crate::dns::names::{candidates, wildcards};

@@ -80,6 +80,14 @@ impl Helper {
         std::mem::take(&mut self.channels)
     }
 
+    /// How it ended, if it has.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub(in crate::redirect) fn ended(&mut self) -> io::Result<Option<std::process::ExitStatus>> {
+        self.child.try_wait()
+    }
+
     /// Process id.
     pub fn id(&self) -> u32 {
         self.child.id()

@@ -340,7 +340,14 @@ fn watch_sees_rewrites_and_replacements_once() {
     assert!(matches!(watch.poll(), Some(Err(_))), "gone");
     assert_eq!(watch.poll(), None, "gone is reported once");
     std::fs::write(&path, "six").unwrap();
-    assert_eq!(watch.poll(), None, "back as it was");
+    assert_eq!(watch.poll(), Some(Ok("six".into())), "back as it was: the error is over");
+    assert_eq!(watch.poll(), None);
+    std::fs::remove_file(&path).unwrap();
+    assert!(matches!(watch.poll(), Some(Err(_))), "gone again");
+    let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
+    assert!(made.success() && watch.poll().is_none(), "a pipe nobody writes to is not waited for, and fails as before");
+    let error = watch::read(&path).unwrap_err().to_string();
+    assert!(error.contains("no regular file"), "{error}");
     std::fs::remove_file(&path).unwrap();
 }
 

@@ -1,7 +1,8 @@
 //! Notices a changed model file.
 
-use std::fs::{self, Metadata};
-use std::os::unix::fs::MetadataExt as _;
+use std::fs::{self, Metadata, OpenOptions};
+use std::io::Read as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -17,16 +18,24 @@ const MAX_BYTES: u64 = 256 << 20;
 /// Reads a model file.
 ///
 /// # Errors
-/// If it cannot be read, is too large or is not UTF-8.
+/// If it cannot be read, is no regular file, is too large or is not UTF-8.
 pub fn read(path: &Path) -> Result<String, ModelError> {
     let unreadable = |reason: String| {
         ModelError::unreadable(path, &format!("cannot be read: {reason}"), "check the path and its permissions")
     };
-    let metadata = fs::metadata(path).map_err(|error| unreadable(error.to_string()))?;
-    if metadata.len() > MAX_BYTES {
+    // Opening a pipe or a device must not wait for its other end.
+    let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let file = opened.map_err(|error| unreadable(error.to_string()))?;
+    let metadata = file.metadata().map_err(|error| unreadable(error.to_string()))?;
+    if !metadata.is_file() {
+        return Err(unreadable("it is no regular file".to_owned()));
+    }
+    let mut text = String::new();
+    file.take(MAX_BYTES + 1).read_to_string(&mut text).map_err(|error| unreadable(error.to_string()))?;
+    if text.len() as u64 > MAX_BYTES {
         return Err(unreadable(format!("larger than {MAX_BYTES} bytes")));
     }
-    fs::read_to_string(path).map_err(|error| unreadable(error.to_string()))
+    Ok(text)
 }
 
 /// Polls one file. Polling sees every way of replacing a file (rewrite, rename, symbolic links of a ConfigMap) on every
@@ -75,8 +84,8 @@ impl Watch {
         Self { path: path.to_owned(), stamp: None, content, failing: false }
     }
 
-    /// Looks once: the new content if it differs from the last one reported, or the error if the file has become
-    /// unreadable (reported once). Blocks for as long as reading the file takes.
+    /// Looks once: the content if it differs from the last one reported or is readable again, or the error if the file has
+    /// become unreadable (reported once). Blocks for as long as reading the file takes.
     pub fn poll(&mut self) -> Option<Result<String, ModelError>> {
         let stamp = fs::metadata(&self.path).ok().map(|m| Stamp::of(&m));
         if stamp.is_some() && stamp == self.stamp && stamp.as_ref().is_some_and(|s| !s.is_young()) {
@@ -85,8 +94,8 @@ impl Watch {
         match read(&self.path) {
             Ok(content) => {
                 self.stamp = stamp;
-                self.failing = false;
-                if content == self.content {
+                let failed = std::mem::take(&mut self.failing);
+                if content == self.content && !failed {
                     return None;
                 }
                 self.content.clone_from(&content);
