@@ -78,7 +78,7 @@ pub static NODE_PORTS: HashMap<NodePort, u32> = HashMap::with_max_entries(65536,
 
 /// Connections taken at an uplink, with the index of that. The one that was silent longest gives way.
 #[map]
-pub static ENTRY_FLOWS: LruHashMap<EntryFlow, u32> = LruHashMap::with_max_entries(262_144, 0);
+pub static ENTRY_FLOWS: LruHashMap<EntryFlow, u32> = LruHashMap::with_max_entries(131_072, 0);
 
 /// Datagrams in pieces that belong to such connections.
 #[map]

@@ -23,6 +23,9 @@ impl Redirector {
             return Ok(false);
         }
         object::attach(&self.loaded, &self.pins, &self.config.cgroup_root, &self.config.pods_cgroup)?;
+        if self.entry.is_some() {
+            object::attach_dial(&self.loaded, &self.pins, &self.config.cgroup_root)?;
+        }
         self.attached = found;
         Ok(true)
     }
