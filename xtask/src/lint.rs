@@ -18,11 +18,12 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("decide", &["state", "identity", "hbone"]),
     ("dns", &["state"]),
     ("istio", &["state", "identity"]),
+    ("multicluster", &["identity"]),
     ("tunnel", &["hbone", "identity"]),
     ("observe", &["hbone", "state", "identity", "tunnel"]),
     ("gateway", &["decide", "tunnel", "redirect", "state", "identity", "hbone", "observe"]),
     ("agent", &["dns", "istio", "decide", "tunnel", "redirect", "state", "identity", "hbone", "gateway", "observe"]),
-    ("ctl", &["agent", "istio", "state", "observe", "identity", "redirect"]),
+    ("ctl", &["agent", "istio", "multicluster", "state", "observe", "identity", "redirect"]),
 ];
 
 /// Runs both checks over the tracked folders.

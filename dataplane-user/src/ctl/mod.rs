@@ -2,6 +2,7 @@
 
 pub mod ca;
 pub mod dump;
+pub mod multicluster;
 pub mod probe;
 pub mod schema;
 pub mod show;
