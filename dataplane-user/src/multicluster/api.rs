@@ -6,7 +6,7 @@ use ::kube::config::{KubeConfigOptions, Kubeconfig};
 use ::kube::{Client, Config};
 use serde_json::Value;
 
-use super::facts::{full_name, text};
+use super::objects::{full_name, text};
 
 /// The name under which we change objects.
 const MANAGER: &str = "causeway-multicluster";

@@ -6,7 +6,8 @@ use rustls::pki_types::pem::PemObject as _;
 use serde_json::Value;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use super::facts::{Cluster, Kind, text};
+use super::facts::{Cluster, Kind};
+use super::objects::text;
 
 /// A certificate of an authority.
 #[derive(Clone, PartialEq, Eq)]

@@ -6,6 +6,7 @@ use base64::Engine as _;
 use serde_json::Value;
 
 use super::names;
+use super::objects::{annotation, full_name, label, list, number, text};
 
 /// The kinds of objects that are looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -380,35 +381,4 @@ fn settings(object: &Value) -> BTreeMap<String, String> {
 pub(super) fn is_ready(pod: &Value) -> bool {
     let ready = |condition: &Value| text(condition, "/type") == "Ready" && text(condition, "/status") == "True";
     pod.pointer("/metadata/deletionTimestamp").is_none() && list(pod, "/status/conditions").any(ready)
-}
-
-/// `namespace/name`, or the name alone.
-pub(super) fn full_name(object: &Value) -> String {
-    match text(object, "/metadata/namespace") {
-        "" => text(object, "/metadata/name").to_owned(),
-        namespace => format!("{namespace}/{}", text(object, "/metadata/name")),
-    }
-}
-
-/// Text at a pointer, or nothing.
-pub(super) fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
-    object.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
-}
-
-fn number(object: &Value, pointer: &str) -> u64 {
-    object.pointer(pointer).and_then(Value::as_u64).unwrap_or_default()
-}
-
-/// Items at a pointer.
-pub(super) fn list<'a>(object: &'a Value, pointer: &str) -> impl Iterator<Item = &'a Value> {
-    object.pointer(pointer).and_then(Value::as_array).into_iter().flatten()
-}
-
-/// A label; keys hold slashes, so a pointer would not do.
-pub(super) fn label<'a>(object: &'a Value, key: &str) -> &'a str {
-    object.pointer("/metadata/labels").and_then(|all| all.get(key)).and_then(Value::as_str).unwrap_or_default()
-}
-
-fn annotation<'a>(object: &'a Value, key: &str) -> &'a str {
-    object.pointer("/metadata/annotations").and_then(|all| all.get(key)).and_then(Value::as_str).unwrap_or_default()
 }

@@ -2,8 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::facts::{Cluster, Entry, Kind, full_name};
+use super::facts::{Cluster, Entry, Kind};
 use super::finding::Finding;
+use super::objects::full_name;
 use super::{names, reader};
 
 /// The check that refuses links.

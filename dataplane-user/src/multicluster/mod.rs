@@ -12,8 +12,14 @@ pub mod finding;
 pub mod gather;
 pub mod link;
 pub mod names;
+mod objects;
 pub mod probe;
 pub mod reader;
+
+#[cfg(test)]
+mod certificates_tests;
+#[cfg(test)]
+mod tests;
 
 use serde_json::Value;
 

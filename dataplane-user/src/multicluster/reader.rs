@@ -28,7 +28,7 @@ pub fn objects(reader: &str, namespace: &str) -> Vec<Value> {
     let account = account(reader);
     let read = ["get", "list", "watch"];
     let rule = |groups: &[&str], resources: &[&str], verbs: &[&str]| json!({"apiGroups": groups, "resources": resources, "verbs": verbs});
-    // What istiod's own reader has, without the secrets of the cluster: they are read of the local cluster alone.
+    // What istiod's own reader has. Secrets are among it because istiod does not take a cluster for known before it has listed them.
     let rules = [
         rule(
             &[
@@ -43,7 +43,16 @@ pub fn objects(reader: &str, namespace: &str) -> Vec<Value> {
         ),
         rule(
             &[""],
-            &["endpoints", "pods", "services", "nodes", "replicationcontrollers", "namespaces", "configmaps"],
+            &[
+                "endpoints",
+                "pods",
+                "services",
+                "nodes",
+                "replicationcontrollers",
+                "namespaces",
+                "configmaps",
+                "secrets",
+            ],
             &read,
         ),
         rule(&["gateway.networking.k8s.io"], &["gateways"], &read),

@@ -1,8 +1,9 @@
 //! Kinds, istiod's settings, readiness of pods, DNS.
 
 use super::{Scene, no_istiod};
-use crate::multicluster::facts::{Cluster, Kind, Unread, full_name, label, list, text};
+use crate::multicluster::facts::{Cluster, Kind, Unread};
 use crate::multicluster::finding::Finding;
+use crate::multicluster::objects::{full_name, label, list, text};
 
 /// The release whose kinds are asked for where there are none.
 const GATEWAY_API: &str =

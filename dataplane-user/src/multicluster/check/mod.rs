@@ -42,6 +42,14 @@ pub struct Check {
     find: fn(&Scene) -> Vec<Finding>,
 }
 
+impl Check {
+    /// What it finds.
+    #[must_use]
+    pub fn findings(&self, scene: &Scene) -> Vec<Finding> {
+        (self.find)(scene)
+    }
+}
+
 const fn check(name: &'static str, when: When, find: fn(&Scene) -> Vec<Finding>, holds: &'static str) -> Check {
     Check { name, holds, when, find }
 }
@@ -71,7 +79,7 @@ pub const CHECKS: &[Check] = &[
 #[must_use]
 pub fn run(scene: &Scene, before: bool) -> Vec<(&'static Check, Vec<Finding>)> {
     let wanted = CHECKS.iter().filter(|check| !before || check.when == When::Always);
-    wanted.map(|check| (check, (check.find)(scene))).collect()
+    wanted.map(|check| (check, check.findings(scene))).collect()
 }
 
 /// Entry points to try, of every cluster.
@@ -96,7 +104,7 @@ pub fn refusals(scene: &Scene, way: &Way) -> Vec<Finding> {
     let [from, to] = scene.clusters.as_slice() else { return Vec::new() };
     let needed = ["kinds", "istiod", "names", "network", "trust", "certificates", "probe"];
     let checks = CHECKS.iter().filter(|check| needed.contains(&check.name));
-    let mut findings: Vec<Finding> = checks.flat_map(|check| (check.find)(scene)).collect();
+    let mut findings: Vec<Finding> = checks.flat_map(|check| check.findings(scene)).collect();
     findings.extend(network::one_network(from, to));
     findings.extend(link::plan(from, to, way).err().map(|finding| *finding));
     findings.retain(|finding| finding.severity == Severity::Error);
@@ -110,7 +118,7 @@ pub fn unfit(cluster: &Cluster) -> Vec<Finding> {
     let scene = Scene { clusters: vec![cluster.clone()], ..Scene::default() };
     let needed = ["kinds", "istiod", "network"];
     let checks = CHECKS.iter().filter(|check| needed.contains(&check.name));
-    checks.flat_map(|check| (check.find)(&scene)).filter(|finding| finding.severity == Severity::Error).collect()
+    checks.flat_map(|check| check.findings(&scene)).filter(|finding| finding.severity == Severity::Error).collect()
 }
 
 /// Pairs of clusters of which the first reads the second.

@@ -3,9 +3,10 @@
 use std::net::IpAddr;
 
 use super::{Scene, pairs};
-use crate::multicluster::facts::{Cluster, Kind, list, text};
+use crate::multicluster::facts::{Cluster, Kind};
 use crate::multicluster::finding::Finding;
 use crate::multicluster::names::{EAST_WEST, NETWORK};
+use crate::multicluster::objects::{list, text};
 
 /// One cluster twice, or two of one name.
 pub(super) fn names(scene: &Scene) -> Vec<Finding> {

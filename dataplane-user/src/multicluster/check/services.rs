@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use super::{Scene, pairs};
-use crate::multicluster::facts::{Cluster, Kind, Shared, full_name, list, text};
+use crate::multicluster::facts::{Cluster, Kind, Shared};
 use crate::multicluster::finding::Finding;
 use crate::multicluster::names::{GLOBAL, WAYPOINT, WAYPOINT_CLASS};
+use crate::multicluster::objects::{full_name, list, text};
 
 /// Services of one name, shared in at least one of two clusters.
 fn common(one: &Cluster, other: &Cluster) -> Vec<(Shared, Shared)> {
