@@ -255,8 +255,8 @@ fn every_check_finds_what_was_broken_and_its_command_repairs_it() {
                 .to_owned(),
             "ports are 80/TCP in cluster1, and 81/TCP in cluster2",
         ),
-        ("waypoints", format!("kubectl --context cluster1 {web} istio.io/use-waypoint=wp"), "and none in cluster2"),
         ("workloads", format!("echo '{entry}' | kubectl --context cluster1 apply -f -"), "10.244.99.99"),
+        ("waypoints", format!("kubectl --context cluster1 {web} istio.io/use-waypoint=wp"), "and none in cluster2"),
     ] {
         stage.breaks(check, &line, text, None);
     }

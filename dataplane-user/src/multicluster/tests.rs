@@ -232,7 +232,7 @@ fn what_is_broken_is_what_is_found() {
                 s.clusters[0].objects.get_mut(&Kind::Gateway).unwrap()[0]["spec"]["addresses"][0]["value"] =
                     json!("172.30.2.9")
             },
-            "no gateway of cluster2 runs at 172.30.2.9",
+            "no gateway of c2 runs at 172.30.2.9",
         ),
         (
             "peers",
