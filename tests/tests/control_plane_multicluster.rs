@@ -296,7 +296,12 @@ fn every_check_finds_what_was_broken_and_its_command_repairs_it() {
         )
     };
     stage.breaks("pods", &status(0), "0 of 1 node agents are ready", Some(&status(1)));
-    stage.breaks("gateway", &format!("{gateway} delete gateway {GATEWAY}"), "the cluster has no entry point", None);
+    stage.breaks(
+        "gateway",
+        &format!("{gateway} delete gateway {GATEWAY}"),
+        "are linked to this one, and it has no entry point",
+        None,
+    );
     stage.until_addressed(&address);
 
     let node = stage.clusters.gateway_node;

@@ -15,15 +15,16 @@ pub(super) fn gateways(scene: &Scene) -> Vec<Finding> {
         let (gateways, entries) = (cluster.gateways(EAST_WEST), cluster.entries());
         let by_node_port = entries.iter().any(|entry| entry.kind == "NodePort");
         if gateways.is_empty() && !by_node_port {
-            let finding = if reached.contains(&context.as_str()) { Finding::error } else { Finding::warning };
+            let place = format!("{context}: namespace {}", cluster.gateway_namespace);
+            let finding = if reached.contains(&context.as_str()) {
+                Finding::error("gateway", "other clusters are linked to this one, and it has no entry point", place)
+            } else {
+                Finding::warning("gateway", "the cluster has no entry point", place)
+            };
             findings.push(
-                finding(
-                    "gateway",
-                    "the cluster has no entry point".to_owned(),
-                    format!("{context}: namespace {}", cluster.gateway_namespace),
-                )
-                .why("other clusters cannot call its services")
-                .repair(format!("causeway multicluster expose --context {context}")),
+                finding
+                    .why("other clusters cannot call its services")
+                    .repair(format!("causeway multicluster expose --context {context}")),
             );
         }
         for gateway in &gateways {
