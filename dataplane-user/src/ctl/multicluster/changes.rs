@@ -61,8 +61,11 @@ fn no_image(context: &str) -> Finding {
         .repair(format!("causeway multicluster expose --context {context} --image IMAGE # or --no-pods"))
 }
 
+/// Places in the list of clusters: of the one that calls, and of the one that is called.
+type Pair = (usize, usize);
+
 /// Ordered pairs of places in the list of clusters, and the contexts to read.
-fn pairs(links: &Links, to: Option<&String>) -> Result<(Vec<String>, Vec<(usize, usize)>), Ended> {
+fn pairs(links: &Links, to: Option<&String>) -> Result<(Vec<String>, Vec<Pair>), Ended> {
     if let (Some(from), Some(to)) = (&links.from, to) {
         return Ok((vec![from.clone(), to.clone()], vec![(0, 1)]));
     }
