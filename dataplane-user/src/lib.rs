@@ -2,8 +2,8 @@
 //!
 //! The rooms of this crate, in the order in which they may import each other (a room uses those above it):
 //! [`hbone`] and [`identity`] know nothing of the rest; [`state`] is the mesh model; [`istio`] talks to the control plane;
-//! [`decide`] are pure functions over the model; [`tunnel`] carries bytes; [`redirect`] owns the kernel side; [`gateway`],
-//! [`observe`], [`agent`] and [`ctl`] put it together.
+//! [`decide`] are pure functions over the model; [`tunnel`] carries bytes; [`redirect`] owns the kernel side; [`multicluster`]
+//! reads and links clusters; [`gateway`], [`observe`], [`agent`] and [`ctl`] put it together.
 
 pub mod agent;
 pub mod ctl;
@@ -14,6 +14,7 @@ pub mod hbone;
 pub mod identity;
 pub mod istio;
 pub mod kube;
+pub mod multicluster;
 pub mod observe;
 pub mod redirect;
 pub mod state;

@@ -47,6 +47,8 @@ enum Command {
     Connections(ctl::show::Args),
     /// Watch rates and open connections of a running daemon.
     Top(ctl::top::Args),
+    /// Expose, link and check clusters, by the contexts of a kubeconfig.
+    Multicluster(Box<ctl::multicluster::Args>),
     /// Remove every program, pin, rule and sysctl change of an instance.
     Uninstall(ctl::uninstall::Args),
     /// Print what installs Causeway in a Kubernetes cluster, for those who do not use Helm.
@@ -86,6 +88,7 @@ fn main() -> ExitCode {
         Command::Certs(args) => ctl::show::run(List::Certificates, &args),
         Command::Connections(args) => ctl::show::run(List::Connections, &args),
         Command::Top(args) => ctl::top::run(&args),
+        Command::Multicluster(args) => return ctl::multicluster::run(*args),
         Command::Uninstall(args) => ctl::uninstall::run(args),
         Command::Install(args) => ctl::install::run(&args),
         Command::Unmark => ctl::unmark::run(),

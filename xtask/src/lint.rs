@@ -19,6 +19,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("dns", &["state"]),
     ("istio", &["state", "identity"]),
     ("kube", &["state"]),
+    ("multicluster", &["identity"]),
     ("tunnel", &["hbone", "identity"]),
     ("observe", &["hbone", "state", "identity", "tunnel"]),
     ("gateway", &["decide", "tunnel", "redirect", "state", "identity", "hbone", "observe"]),
@@ -26,7 +27,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "agent",
         &["dns", "istio", "kube", "decide", "tunnel", "redirect", "state", "identity", "hbone", "gateway", "observe"],
     ),
-    ("ctl", &["agent", "istio", "state", "observe", "identity", "redirect", "kube"]),
+    ("ctl", &["agent", "istio", "multicluster", "state", "observe", "identity", "redirect", "kube"]),
 ];
 
 /// Runs both checks over the tracked folders.

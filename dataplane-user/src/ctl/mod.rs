@@ -3,6 +3,7 @@
 pub mod ca;
 pub mod dump;
 pub mod install;
+pub mod multicluster;
 pub mod probe;
 pub mod schema;
 pub mod show;

@@ -113,11 +113,11 @@ impl Authority for IstioCa {
 impl Shared {
     async fn issue(&self, id: &SpiffeId, ttl: Duration) -> Result<Issued, AuthorityError> {
         let (csr, key) = signing_request(id).map_err(|error| AuthorityError::Refused(error.to_string()))?;
-        let impersonated = Value { text: Some(id.to_string()) };
+        let token = self.connector.token();
         let request = CertificateRequest {
             csr,
             validity_seconds: i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX),
-            metadata: Some(Struct { fields: HashMap::from([(IMPERSONATED.to_owned(), impersonated)]) }),
+            metadata: impersonation(id, token.as_deref().and_then(Claims::read).as_ref()),
         };
         let response = match timeout(ANSWER, self.call(request)).await {
             Ok(Ok(response)) => response,
@@ -213,6 +213,17 @@ enum CallError {
     Status(Status),
 }
 
+/// What names the workload that is spoken for. A gateway in a pod of its own asks for what its token says it is: that needs no
+/// trust of istiod in its account, and would be refused as impersonation.
+fn impersonation(id: &SpiffeId, claims: Option<&Claims>) -> Option<Struct> {
+    let own = claims.and_then(Claims::service_account);
+    if own == Some(format!("{}/{}", id.namespace(), id.service_account())) {
+        return None;
+    }
+    let impersonated = Value { text: Some(id.to_string()) };
+    Some(Struct { fields: HashMap::from([(IMPERSONATED.to_owned(), impersonated)]) })
+}
+
 /// A fresh P-256 key and a request for a certificate of `id`.
 fn signing_request(id: &SpiffeId) -> Result<(String, KeyPair), rcgen::Error> {
     let key = KeyPair::generate()?;
@@ -247,6 +258,17 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
     use super::*;
     use prost::Message as _;
+
+    #[test]
+    fn nobody_impersonates_itself() {
+        let id = SpiffeId::parse("spiffe://td/ns/istio-eastwest/sa/gw").unwrap();
+        // {"sub":"system:serviceaccount:istio-eastwest:gw"}
+        let own = Claims::read("e30.eyJzdWIiOiJzeXN0ZW06c2VydmljZWFjY291bnQ6aXN0aW8tZWFzdHdlc3Q6Z3cifQ.x").unwrap();
+        assert_eq!(impersonation(&id, Some(&own)), None);
+        let other = SpiffeId::parse("spiffe://td/ns/istio-eastwest/sa/web").unwrap();
+        assert!(impersonation(&other, Some(&own)).is_some(), "of another account it is one");
+        assert!(impersonation(&id, None).is_some(), "and so it is for a bearer that says nothing");
+    }
 
     #[test]
     fn the_request_has_istios_field_numbers() {

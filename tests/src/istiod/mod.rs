@@ -3,9 +3,11 @@
 
 mod api;
 mod objects;
+mod operator;
 mod pki;
 
 pub use api::Api;
+pub use operator::{Operator, helm};
 
 use crate::topology::{ClusterId, NodeId};
 use crate::{Error, Place, Pod, Proc, Result, Topology, context, process};
@@ -55,6 +57,7 @@ pub struct ControlPlane {
     address: String,
     // In the order in which they have to end.
     istiod: Option<Proc>,
+    controllers: Option<Proc>,
     apiserver: Option<Proc>,
     _etcd: Proc,
 }
@@ -81,8 +84,20 @@ impl ControlPlane {
         let apiserver = Some(start_apiserver(&place, &tools, &files, &address)?);
         let api = Api::new(place.clone(), &files, &folder, address.clone());
         let name = name.to_owned();
-        let mut plane =
-            Self { api, cluster, node, place, folder, authority, name, address, istiod: None, apiserver, _etcd: etcd };
+        let mut plane = Self {
+            api,
+            cluster,
+            node,
+            place,
+            folder,
+            authority,
+            name,
+            address,
+            istiod: None,
+            controllers: None,
+            apiserver,
+            _etcd: etcd,
+        };
         plane.wait_api()?;
         for file in ["istio-crds.yaml", "gateway-crds.yaml"] {
             plane.kubectl(&tools, &["apply", "--server-side", "-f", &text(&tools.join(file))])?;

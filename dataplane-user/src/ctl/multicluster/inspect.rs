@@ -1,0 +1,110 @@
+//! `status` and `check`: nothing is changed.
+
+use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde_json::{Value, json};
+
+use super::clusters::{Known, read};
+use super::{Check, Contexts, Ended, Form};
+use crate::ctl::show::{at, table};
+use crate::multicluster::check::{self, Scene};
+use crate::multicluster::facts::Cluster;
+use crate::multicluster::finding::Severity;
+use crate::multicluster::{names, probe};
+
+/// Seconds since 1970.
+pub(super) fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
+pub(super) async fn status(args: &Contexts) -> Result<ExitCode, Ended> {
+    let known = read(&args.place, &args.contexts).await?;
+    let rows: Vec<Value> = known.iter().map(|known| describe(&known.cluster)).collect();
+    match args.place.output {
+        Form::Json => println!("{}", json!({"clusters": rows})),
+        Form::Table => {
+            let columns = [
+                ("CONTEXT", "/context"),
+                ("CLUSTER", "/cluster"),
+                ("NETWORK", "/network"),
+                ("TRUST DOMAIN", "/trustDomain"),
+                ("ENTRY", "/entry/kind"),
+                ("ADDRESSES", "/entry/addresses"),
+                ("CALLS", "/calls"),
+            ];
+            let mut lines = vec![columns.map(|(title, _)| title.to_owned()).to_vec()];
+            lines.extend(rows.iter().map(|row| columns.map(|(_, pointer)| at(row, pointer)).to_vec()));
+            print!("{}", table(&lines));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn describe(cluster: &Cluster) -> Value {
+    let entry = match (cluster.gateways(names::EAST_WEST).first(), cluster.entries().first()) {
+        (Some(gateway), _) => {
+            json!({"kind": "LoadBalancer", "addresses": gateway.addresses, "port": names::HBONE_PORT})
+        }
+        (None, Some(entry)) => json!({"kind": entry.kind, "port": entry.node_port,
+            "addresses": cluster.node_addresses(entry, "InternalIP")}),
+        (None, None) => Value::Null,
+    };
+    let calls: Vec<String> = cluster.remote_secrets().into_iter().map(|secret| secret.cluster).collect();
+    json!({"context": cluster.context, "cluster": cluster.name(), "network": cluster.network(),
+        "trustDomain": cluster.trust_domain(), "entry": entry, "calls": calls})
+}
+
+pub(super) async fn check(args: &Check) -> Result<ExitCode, Ended> {
+    let known = read(&args.which.place, &args.which.contexts).await?;
+    let clusters: Vec<Cluster> = known.into_iter().map(|Known { cluster, .. }| cluster).collect();
+    let probes = if args.skip_probe || args.precheck { Vec::new() } else { probe::all(check::targets(&clusters)) };
+    let scene = Scene { clusters, probes, now: now() };
+    let results = check::run(&scene, args.precheck);
+    let findings = || results.iter().flat_map(|(_, findings)| findings);
+    let failed = findings().any(|finding| finding.severity == Severity::Error);
+    match args.which.place.output {
+        Form::Json => {
+            let checks: Vec<Value> = results
+                .iter()
+                .map(
+                    |(check, findings)| json!({"name": check.name, "holds": findings.is_empty(), "findings": findings}),
+                )
+                .collect();
+            let probes: Vec<Value> = scene
+                .probes
+                .iter()
+                .map(|probe| {
+                    json!({"context": probe.context, "address": probe.address, "port": probe.port,
+                        "connected_ms": probe.connected.as_secs_f64() * 1e3, "answer": format!("{:?}", probe.answer)})
+                })
+                .collect();
+            println!("{}", json!({"ok": !failed, "checks": checks, "probes": probes}));
+        }
+        Form::Table => {
+            for (check, findings) in &results {
+                let worst = findings.iter().map(|finding| finding.severity).max();
+                let word = match worst {
+                    None => "ok",
+                    Some(Severity::Warning) => "warning",
+                    Some(Severity::Error) => "FAILED",
+                };
+                if worst.is_some() || args.verbose {
+                    println!("{word:<8}{:<13}{}", check.name, check.holds);
+                }
+            }
+            for finding in findings() {
+                print!("\n{finding}");
+            }
+            let (errors, all) = (findings().filter(|f| f.severity == Severity::Error).count(), findings().count());
+            let tried = scene.probes.len();
+            println!(
+                "{} checks, {errors} errors, {} warnings, {tried} entry points tried",
+                results.len(),
+                all - errors
+            );
+        }
+    }
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}

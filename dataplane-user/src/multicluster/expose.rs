@@ -1,0 +1,245 @@
+//! The objects of a cluster's own entry point: a gateway that others reach, and that istiod does not deploy one of its own for.
+
+use serde_json::{Value, json};
+
+use super::facts::{Cluster, Kind};
+use super::finding::Finding;
+use super::names;
+
+/// What an entry point is made from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exposure {
+    /// Name of the cluster.
+    pub cluster: String,
+    /// Name of its network.
+    pub network: String,
+    /// Its trust domain.
+    pub trust_domain: String,
+    /// Where istiod is.
+    pub istio_namespace: String,
+    /// Name of istiod's service.
+    pub istiod: String,
+    /// Where the gateway is.
+    pub namespace: String,
+    /// Image of its pods; without one, pods with the label `app: causeway-gateway` come from somewhere else.
+    pub image: Option<String>,
+    /// How many pods.
+    pub replicas: u32,
+    /// Reached by a port of every node instead of a load balancer.
+    pub node_port: bool,
+    /// Services that others may reach, as `namespace/hostname`.
+    pub exports: Vec<String>,
+}
+
+impl Exposure {
+    /// For a cluster as it is.
+    ///
+    /// # Errors
+    /// What has to be settled first.
+    pub fn of(cluster: &Cluster, image: Option<String>, node_port: bool) -> Result<Self, Box<Finding>> {
+        let Some(istiod) = cluster.istiod() else {
+            return Err(Box::new(super::check::no_istiod(cluster)));
+        };
+        let image =
+            image.or_else(|| cluster.agents().into_iter().map(|agent| agent.image).find(|image| is_ours(image)));
+        let exports = cluster.services().into_iter().filter(|service| service.global);
+        let exports = exports.filter_map(|service| {
+            let (namespace, name) = service.name.split_once('/')?;
+            Some(format!("{namespace}/{name}.{namespace}.svc.cluster.local"))
+        });
+        Ok(Self {
+            cluster: cluster.label(),
+            network: cluster.network().to_owned(),
+            trust_domain: cluster.trust_domain(),
+            istio_namespace: cluster.istio_namespace.clone(),
+            istiod: istiod.name,
+            namespace: cluster.gateway_namespace.clone(),
+            image,
+            replicas: 2,
+            node_port,
+            exports: exports.collect(),
+        })
+    }
+
+    /// All objects, in the order in which they can be made.
+    #[must_use]
+    pub fn objects(&self) -> Vec<Value> {
+        let mut objects = vec![self.namespace_object(), self.account()];
+        if let Some(image) = &self.image {
+            objects.extend([self.model(), self.deployment(image)]);
+        }
+        objects.push(self.service());
+        if !self.node_port {
+            objects.push(self.gateway());
+        }
+        objects
+    }
+
+    /// What must not be there beside them: behind a node port, a gateway object of the cluster itself would have peers dial port
+    /// 15008 of its addresses.
+    #[must_use]
+    pub fn removed(&self, cluster: &Cluster) -> Vec<Value> {
+        let there = cluster.named(Kind::Gateway, &self.namespace, names::GATEWAY).is_some();
+        if self.node_port && there { vec![self.gateway()] } else { Vec::new() }
+    }
+
+    fn metadata(&self) -> Value {
+        json!({"name": names::GATEWAY, "namespace": self.namespace, "labels": labels(&self.network)})
+    }
+
+    fn namespace_object(&self) -> Value {
+        // The pods load programs, which the stricter profiles of Kubernetes forbid.
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.namespace,
+            "labels": {"pod-security.kubernetes.io/enforce": "privileged"}}})
+    }
+
+    fn account(&self) -> Value {
+        json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": self.metadata(),
+            "automountServiceAccountToken": false})
+    }
+
+    fn identity(&self) -> String {
+        format!("spiffe://{}/ns/{}/sa/{}", self.trust_domain, self.namespace, names::GATEWAY)
+    }
+
+    fn model(&self) -> Value {
+        let model = json!({"causeway": {
+            "gateway": {"listen": [format!("[::]:{}", names::HBONE_PORT)], "identity": self.identity()},
+            "exports": self.exports,
+        }});
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": self.metadata(),
+            "data": {"node.yaml": format!("{model:#}\n")}})
+    }
+
+    fn service(&self) -> Value {
+        let ports: Vec<Value> = [("status-port", names::READY_PORT), ("hbone", names::HBONE_PORT)]
+            .map(|(name, port)| json!({"name": name, "port": port, "targetPort": port, "protocol": "TCP"}))
+            .into();
+        let mut metadata = self.metadata();
+        merge(&mut metadata, "annotations", &json!({"networking.istio.io/traffic-distribution": "PreferClose"}));
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": {
+            "type": if self.node_port { "NodePort" } else { "LoadBalancer" },
+            "selector": {"app": names::GATEWAY},
+            "ports": ports,
+        }})
+    }
+
+    /// An address that names the service makes it a gateway that istiod does not deploy, with the service's addresses as its own.
+    fn gateway(&self) -> Value {
+        let host = format!("{}.{}.svc.cluster.local", names::GATEWAY, self.namespace);
+        json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway", "metadata": self.metadata(), "spec": {
+            "gatewayClassName": names::EAST_WEST,
+            "addresses": [{"type": "Hostname", "value": host}],
+            "listeners": [{
+                "name": "hbone", "port": names::HBONE_PORT, "protocol": "HBONE",
+                "tls": {"mode": "Terminate", "options": {"gateway.istio.io/tls-terminate-mode": "ISTIO_MUTUAL"}},
+            }],
+        }})
+    }
+
+    fn deployment(&self, image: &str) -> Value {
+        let mut labels = labels(&self.network);
+        for (key, value) in [("istio.io/dataplane-mode", "none"), ("sidecar.istio.io/inject", "false")] {
+            if let Some(map) = labels.as_object_mut() {
+                map.insert(key.to_owned(), json!(value));
+            }
+        }
+        json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": self.metadata(), "spec": {
+            "replicas": self.replicas,
+            "selector": {"matchLabels": {"app": names::GATEWAY}},
+            "strategy": {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+            "template": {"metadata": {"labels": labels}, "spec": self.pod(image)},
+        }})
+    }
+
+    fn pod(&self, image: &str) -> Value {
+        let field = |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
+        let istiod = format!("{}.{}.svc:15012", self.istiod, self.istio_namespace);
+        let env: Vec<Value> = [
+            ("CLUSTER_ID", self.cluster.as_str()),
+            ("NETWORK", &self.network),
+            ("TRUST_DOMAIN", &self.trust_domain),
+            ("XDS_ADDRESS", &istiod),
+            ("CA_ADDRESS", &istiod),
+        ]
+        .map(|(name, value)| json!({"name": name, "value": value}))
+        .into_iter()
+        .chain([
+            field("POD_NAME", "metadata.name"),
+            field("POD_NAMESPACE", "metadata.namespace"),
+            field("NODE_NAME", "spec.nodeName"),
+            field("INSTANCE_IP", "status.podIP"),
+            field("SERVICE_ACCOUNT", "spec.serviceAccountName"),
+        ])
+        .collect();
+        let mounts = [
+            ("token", "/var/run/secrets/tokens"),
+            ("roots", "/var/run/secrets/istio"),
+            ("model", "/etc/causeway"),
+            ("cgroup", "/host/cgroup"),
+        ]
+        .map(|(name, path)| json!({"name": name, "mountPath": path, "readOnly": true}))
+        .into_iter()
+        .chain(
+            [("bpf", "/sys/fs/bpf"), ("run", "/run/causeway"), ("tmp", "/tmp")]
+                .map(|(name, path)| json!({"name": name, "mountPath": path})),
+        );
+        let token =
+            json!({"serviceAccountToken": {"path": "istio-token", "expirationSeconds": 43200, "audience": "istio-ca"}});
+        // Entry points on several nodes: one node's end is not the network's.
+        let spread = json!({"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway",
+            "labelSelector": {"matchLabels": {"app": names::GATEWAY}}});
+        json!({
+            "serviceAccountName": names::GATEWAY,
+            "terminationGracePeriodSeconds": 30,
+            "nodeSelector": {"kubernetes.io/os": "linux"},
+            "topologySpreadConstraints": [spread],
+            "containers": [{
+                "name": "causeway",
+                "image": image,
+                "args": ["node", "--model=/etc/causeway/node.yaml", "--instance=gateway", "--cgroup-root=/host/cgroup"],
+                "env": env,
+                "ports": [
+                    {"name": "hbone", "containerPort": names::HBONE_PORT, "protocol": "TCP"},
+                    {"name": "http-monitoring", "containerPort": 15020, "protocol": "TCP"},
+                    {"name": "readiness", "containerPort": names::READY_PORT, "protocol": "TCP"},
+                ],
+                "readinessProbe": {"httpGet": {"path": "/healthz/ready", "port": names::READY_PORT}, "periodSeconds": 2},
+                "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}},
+                "securityContext": {
+                    "runAsUser": 0, "runAsGroup": 1337, "runAsNonRoot": false, "readOnlyRootFilesystem": true,
+                    // The API insists on this word where SYS_ADMIN is given; the daemon forbids new privileges at its start.
+                    "allowPrivilegeEscalation": true,
+                    "capabilities": {"drop": ["ALL"], "add": ["BPF", "NET_ADMIN", "PERFMON", "SYS_ADMIN", "SYS_PTRACE"]},
+                    "seccompProfile": {"type": "RuntimeDefault"},
+                },
+                "volumeMounts": mounts.collect::<Vec<Value>>(),
+            }],
+            "volumes": [
+                {"name": "token", "projected": {"sources": [token]}},
+                {"name": "roots", "configMap": {"name": "istio-ca-root-cert"}},
+                {"name": "model", "configMap": {"name": names::GATEWAY}},
+                {"name": "cgroup", "hostPath": {"path": "/sys/fs/cgroup", "type": "Directory"}},
+                {"name": "bpf", "hostPath": {"path": "/sys/fs/bpf", "type": "Directory"}},
+                {"name": "run", "emptyDir": {}},
+                {"name": "tmp", "emptyDir": {}},
+            ],
+        })
+    }
+}
+
+/// Whether an image holds this program: the reference's agents cannot be gateways.
+fn is_ours(image: &str) -> bool {
+    image.contains("causeway")
+}
+
+fn labels(network: &str) -> Value {
+    json!({"app": names::GATEWAY, names::NETWORK: network})
+}
+
+/// Puts an object under a key.
+pub(super) fn merge(object: &mut Value, key: &str, value: &Value) {
+    if let Some(map) = object.as_object_mut() {
+        map.insert(key.to_owned(), value.clone());
+    }
+}
