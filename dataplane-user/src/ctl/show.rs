@@ -127,7 +127,8 @@ pub(super) fn at(row: &Value, pointer: &str) -> String {
         Some(Value::Number(number)) => number.to_string(),
         Some(Value::Bool(value)) => value.to_string(),
         Some(Value::Array(items)) if !items.is_empty() => {
-            let texts: Vec<&str> = items.iter().filter_map(Value::as_str).collect();
+            let texts: Vec<String> =
+                items.iter().map(|item| item.as_str().map_or_else(|| item.to_string(), str::to_owned)).collect();
             texts.join(",")
         }
         Some(Value::Object(map)) if !map.is_empty() => {
