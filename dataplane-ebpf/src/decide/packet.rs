@@ -210,6 +210,8 @@ fn word(bytes: &[u8], at: usize) -> u32 {
 
 #[cfg(test)]
 pub(crate) mod testing {
+    #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
     use super::*;
     use std::net::IpAddr;
 
