@@ -6,21 +6,25 @@ use testkit::fixture::TwoClusters;
 use testkit::topology::NodeId;
 use testkit::{Pod, apps, certificates, daemon, process};
 
-/// Lines of a node's access log that tell of failed connections in a direction.
-fn failures(stage: &TwoClusters, node: NodeId, direction: &str) -> Vec<String> {
-    let wanted = format!("direction={direction}");
+/// Lines of a node's access log that tell of failed connections of its pods to an address: one before this one may end
+/// late, by the same fault, and is not what is asked for.
+fn failures(stage: &TwoClusters, node: NodeId, to: &str) -> Vec<String> {
+    let wanted = format!("dst.addr={to}{}", if to.contains(':') { " " } else { ":" });
     let log = stage.topology.daemon(node).log();
-    let failed = log.lines().filter(|line| line.contains("connection failed") && line.contains(&wanted));
+    let failed = log
+        .lines()
+        .filter(|line| line.contains("connection failed"))
+        .filter(|line| line.contains("direction=outbound") && line.contains(&wanted));
     failed.map(str::to_owned).collect()
 }
 
 /// One connection from the pod that must be reset, and the one line it left at the client's node.
 fn fails(stage: &TwoClusters, from: &Pod, node: NodeId, to: &str) -> String {
-    let before = failures(stage, node, "outbound").len();
+    let before = failures(stage, node, to).len();
     let url = format!("http://{to}/");
     let done = from.run(&["curl", "--silent", "--show-error", "--max-time", "20", &url]).unwrap();
     assert!(apps::was_reset(&done), "{to} must be reset: {}{}", done.stdout, done.stderr);
-    let line = || failures(stage, node, "outbound").split_off(before);
+    let line = || failures(stage, node, to).split_off(before);
     process::until(std::time::Duration::from_secs(5), || !line().is_empty()).unwrap();
     // The writer flushes after a pause: a second line of the same connection would be there by then.
     std::thread::sleep(std::time::Duration::from_millis(300));
