@@ -109,7 +109,8 @@ fn each_fault_leaves_one_line_with_its_leg_and_a_remedy() {
     let line = fails(&stage, &client, node, &web);
     check(&line, "backend", &["status=401", "the log of its node names the policy"], "a policy");
     let refusal = [stage.gateway_node, stage.server_node].iter().any(|place| {
-        failures(&stage, *place, "inbound").iter().any(|line| line.contains("denied by policy default/deny"))
+        let log = stage.topology.daemon(*place).log();
+        log.lines().any(|line| line.contains("direction=inbound") && line.contains("denied by policy default/deny"))
     });
     assert!(refusal, "and it does");
     for place in [stage.gateway_node, stage.server_node] {
