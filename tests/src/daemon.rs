@@ -77,6 +77,11 @@ impl Daemon {
         self.process.pid()
     }
 
+    /// The name of its state in the kernel.
+    pub fn instance(&self) -> &str {
+        &self.settings.instance
+    }
+
     /// The file it logs to.
     pub fn log_file(&self) -> &Path {
         &self.log

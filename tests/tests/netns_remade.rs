@@ -2,9 +2,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed step is a failed test")]
 
 use serde_json::Value;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use testkit::fixture::TwoClusters;
-use testkit::{Pod, apps, cgroup, process};
+use testkit::{Daemon, Pod, apps, cgroup, process};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -71,6 +72,42 @@ fn a_pods_cgroup_made_anew_is_attached_again() {
     let before = daemon.counter("outbound").unwrap();
     stage.curl(&stage.client, vip).expect("an address that only the mesh knows");
     assert!(daemon.counter("outbound").unwrap() > before);
+}
+
+/// The folder of what a daemon has pinned.
+fn pins(daemon: &Daemon) -> PathBuf {
+    let folder = Path::new("/sys/fs/bpf/causeway").join(daemon.instance());
+    let mut layouts = std::fs::read_dir(&folder).unwrap().flatten().map(|entry| entry.path());
+    layouts.find(|path| path.is_dir()).unwrap_or_else(|| panic!("nothing in {}", folder.display()))
+}
+
+#[test]
+fn programs_that_somebody_detached_are_attached_again_and_the_daemon_tells_of_it() {
+    testkit::needs_root!();
+    let stage = TwoClusters::start("detached").unwrap();
+    let vip = stage.vip("default/web");
+    stage.curl(&stage.client, vip).unwrap();
+    let daemon = stage.topology.daemon(stage.client_node);
+    let look = || daemon.status().unwrap()["look"].clone();
+    process::until(PATIENCE, || look()["dns"]["ms"].is_number()).unwrap_or_else(|_| panic!("{}", look()));
+    process::until(PATIENCE, || look()["programs"]["outbound4"] == true).unwrap_or_else(|_| panic!("{}", look()));
+    assert_eq!(look()["detached"], serde_json::json!({}));
+
+    // A link lives by its pin alone.
+    let cookie = cookie(&stage, &stage.client).unwrap().to_string();
+    for pin in [Path::new("links").join("outbound4"), Path::new("pods").join(cookie)] {
+        std::fs::remove_file(pins(daemon).join(pin)).unwrap();
+    }
+    let uid = &stage.client.data().uid;
+    let told = || look()["detached"]["outbound4"] == 1 && look()["detached"][uid] == 1;
+    process::until(PATIENCE, told).unwrap_or_else(|_| panic!("{}", look()));
+    process::until(PATIENCE, || look()["programs"]["outbound4"] == true).unwrap();
+    daemon.wait_for_log("programs were detached by somebody else: outbound4").unwrap();
+    let before = daemon.counter("outbound").unwrap();
+    stage.curl(&stage.client, vip).expect("an address that only the mesh knows");
+    assert!(daemon.counter("outbound").unwrap() > before);
+    std::thread::sleep(Duration::from_secs(5));
+    assert!(told(), "and not again: {}", look());
 }
 
 #[test]

@@ -60,8 +60,8 @@ enum Command {
         /// Only this tier; without it every tier this machine allows
         #[arg(long, value_enum)]
         tier: Option<tiers::Tier>,
-        /// Also run the netns tier inside virtual machines with these kernels, for example 6.1
-        #[arg(long, value_delimiter = ',', num_args = 1..)]
+        /// Also run the netns tier inside virtual machines with these kernels, for example 6.1,6.12
+        #[arg(long, value_delimiter = ',')]
         kernels: Vec<String>,
         /// Only tests whose name contains this text
         filter: Option<String>,

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -15,6 +15,7 @@ use tracing::{error, info, warn};
 
 use super::{
     dns,
+    look::{Askable, Look, Seen},
     proof::Proving,
     worker::{self, Command},
 };
@@ -43,6 +44,9 @@ pub(super) struct PodInfo {
     netns: PathBuf,
     netns_cookie: u64,
     ips: Vec<IpAddr>,
+    /// One of its DNS sockets.
+    #[serde(skip)]
+    dns: Option<SocketAddr>,
 }
 
 /// What the admin socket tells.
@@ -80,12 +84,20 @@ pub(super) struct Enrolments {
     /// Pods that leave the mesh: since when, and since when the control plane says so.
     leaving: BTreeMap<String, (Instant, Option<Instant>)>,
     report: Arc<Mutex<Report>>,
+    look: Look,
     ticks: u32,
 }
 
 impl Enrolments {
     pub(super) fn new(redirector: Redirector) -> Self {
-        Self { redirector, proving: None, leaving: BTreeMap::new(), report: Arc::default(), ticks: 0 }
+        Self {
+            redirector,
+            proving: None,
+            leaving: BTreeMap::new(),
+            report: Arc::default(),
+            look: Look::default(),
+            ticks: 0,
+        }
     }
 
     /// What there is to tell, for now.
@@ -96,6 +108,21 @@ impl Enrolments {
     /// What there is to tell, for another thread.
     pub(super) fn shared_report(&self) -> Arc<Mutex<Report>> {
         self.report.clone()
+    }
+
+    /// What the node saw of itself, for another thread.
+    pub(super) fn shared_look(&self) -> Arc<Mutex<Seen>> {
+        self.look.shared()
+    }
+
+    /// Looks whether everything is as it should be; `name` is one that pods ask for.
+    pub(super) fn look(&mut self, name: impl FnOnce() -> Option<String>, workers: &[worker::Handle]) {
+        if self.look.tick(&mut self.redirector) {
+            let askable =
+                |(uid, info): (&String, &PodInfo)| Some(Askable { uid: uid.clone(), pod: info.pod, at: info.dns? });
+            let pods: Vec<Askable> = self.report().enrolled.iter().filter_map(askable).collect();
+            self.look.ask(&pods, name(), workers);
+        }
     }
 
     /// Releases pods that are not wanted, enrols those that are, forgets what an earlier daemon left of others.
@@ -201,6 +228,7 @@ impl Enrolments {
         };
         match self.redirector.enrol(&request) {
             Ok(enrolled) => {
+                let asked = enrolled.dns.first().and_then(|socket| socket.local_addr().ok());
                 let client = self.proving.as_ref().and_then(|proving| proving.client(enrolment)).map(Arc::new);
                 let open = Arc::new(AtomicUsize::new(0));
                 let mut capture = Some(dns::Capture {
@@ -228,6 +256,7 @@ impl Enrolments {
                     netns: netns.path(),
                     netns_cookie: enrolled.netns_cookie,
                     ips: enrolled.ips,
+                    dns: asked,
                 };
                 let mut report = self.report();
                 report.failed.remove(&uid);

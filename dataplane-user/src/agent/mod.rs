@@ -19,6 +19,7 @@ pub mod headers;
 pub mod inbound;
 pub mod kubernetes;
 mod local;
+mod look;
 mod metrics;
 mod names;
 pub mod node;

@@ -21,7 +21,7 @@ use super::{
     certificates, cgroups, control_plane,
     enrolment::Enrolments,
     environment::Settings,
-    kubernetes,
+    kubernetes, look,
     node_ports::NodePorts,
     proof::{Proofs, Proving},
     worker::{self, Command, Shared},
@@ -251,6 +251,7 @@ impl Node {
         let path = args.run_dir.join(format!("{}.sock", args.instance));
         let answers = Arc::new(Answers {
             report: node.enrolments.shared_report(),
+            look: node.enrolments.shared_look(),
             shared: node.shared.clone(),
             registry,
             quit: node.quit.clone(),
@@ -312,6 +313,7 @@ impl Node {
                     }
                     let model = self.shared.model.load();
                     self.enrolments.tick(&model.node.enrol, &self.workers);
+                    self.enrolments.look(|| look::known_name(&model), &self.workers);
                     self.node_ports.tick(&model.node, &mut self.enrolments, &self.shared, &self.workers);
                     self.enrolments.redirector.require_helper()?;
                 }

@@ -17,12 +17,12 @@ use std::{
 
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     task::{AbortHandle, LocalSet, spawn_local},
 };
 use tracing::warn;
 
-use super::{dns, entry, gateways::Health, inbound, node_ports, outbound, plaintext, proof::Proofs};
+use super::{dns, entry, gateways::Health, inbound, look, node_ports, outbound, plaintext, proof::Proofs};
 use crate::{
     dns::Reserved,
     gateway::{Gateway, Load},
@@ -92,6 +92,17 @@ pub enum Command {
     RemovePod {
         /// Number of the pod at this node.
         pod: PodId,
+    },
+    /// Ask the DNS of a pod from inside it.
+    AskDns {
+        /// Number of the pod at this node.
+        pod: PodId,
+        /// One of its DNS sockets.
+        at: SocketAddr,
+        /// What to ask for.
+        name: String,
+        /// Who is told how long the answer took, or why there was none.
+        done: oneshot::Sender<Result<Duration, String>>,
     },
     /// Accept connections to a node port.
     AddNodePort {
@@ -326,6 +337,13 @@ fn obey(worker: &Rc<Worker>, command: Command) {
                 task.abort();
             }
             worker.sockets.release(pod);
+        }
+        Command::AskDns { pod, at, name, done } => {
+            let worker = worker.clone();
+            spawn_local(async move {
+                // Nobody waits any more where the daemon ends.
+                let _ = done.send(look::ask(&worker, pod, at, &name).await);
+            });
         }
         Command::AddNodePort { port, open, listener } => {
             let (of, drain) = (worker.clone(), worker.drain.clone());

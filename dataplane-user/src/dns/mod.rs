@@ -9,6 +9,7 @@
 //! Nothing here does input or output, waits, or reads a clock of its own. What is not ours is forwarded by the agent, byte for byte.
 
 pub mod answer;
+pub mod asking;
 pub mod lookup;
 pub mod message;
 pub mod names;

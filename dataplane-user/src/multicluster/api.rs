@@ -95,6 +95,15 @@ impl Api {
         }
     }
 
+    /// What a pod answers over HTTP, asked by way of the API server.
+    ///
+    /// # Errors
+    /// See [`Failure`].
+    pub async fn ask(&self, pod: &str, port: u16, path: &str) -> Result<Value, Failure> {
+        let (namespace, name) = pod.split_once('/').unwrap_or_default();
+        self.call("GET", &format!("/api/v1/namespaces/{namespace}/pods/{name}:{port}/proxy/{path}"), None).await
+    }
+
     /// Reads an object as it is now.
     ///
     /// # Errors

@@ -48,6 +48,19 @@ pub struct Cluster {
     pub objects: BTreeMap<Kind, Vec<Value>>,
     /// What could not be read, and why.
     pub unread: BTreeMap<Kind, Unread>,
+    /// What the agents of the nodes say; empty where nobody asked.
+    pub reports: Vec<NodeReport>,
+}
+
+/// What a node's agent says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeReport {
+    /// Name of the node.
+    pub node: String,
+    /// The agent's pod, as `namespace/name`.
+    pub pod: String,
+    /// Its status, or why it did not say.
+    pub said: Result<Value, String>,
 }
 
 /// Why a kind could not be read.
@@ -221,6 +234,17 @@ impl Cluster {
                 pods: (number(object, "/status/desiredNumberScheduled"), number(object, "/status/numberReady")),
             })
             .collect()
+    }
+
+    /// Ready pods of our node agents, as `namespace/name`, with their nodes.
+    pub fn agent_pods(&self) -> Vec<(String, String)> {
+        let ours = |pod: &&Value| {
+            let ready = list(pod, "/status/conditions").any(|one| one["type"] == "Ready" && one["status"] == "True");
+            let owned = list(pod, "/metadata/ownerReferences").any(|owner| owner["kind"] == "DaemonSet");
+            ready && owned && ["app", "app.kubernetes.io/name"].iter().any(|key| label(pod, key) == "causeway")
+        };
+        let pods = self.of(Kind::Pod).iter().filter(ours);
+        pods.map(|pod| (full_name(pod), text(pod, "/spec/nodeName").to_owned())).collect()
     }
 
     /// The gateways of a class.

@@ -1,7 +1,38 @@
 //! Reads from an API server what a cluster's facts are made of.
 
+use std::time::Duration;
+
 use super::api::{Api, Failure};
-use super::facts::{Cluster, Kind, Unread};
+use super::facts::{Cluster, Kind, NodeReport, Unread};
+
+/// Where agents tell how they are.
+const STATS_PORT: u16 = 15020;
+/// How long one may take to say so.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Agents asked at a time.
+const AT_A_TIME: usize = 16;
+
+/// Asks the agents of the nodes how they are.
+pub async fn reports(api: &Api, cluster: &mut Cluster) {
+    for some in cluster.agent_pods().chunks(AT_A_TIME) {
+        let asked: Vec<_> = some
+            .iter()
+            .map(|(pod, node)| {
+                let (api, pod, node) = (api.clone(), pod.clone(), node.clone());
+                tokio::spawn(async move {
+                    let said = match tokio::time::timeout(PATIENCE, api.ask(&pod, STATS_PORT, "status")).await {
+                        Ok(said) => said.map_err(|failure| failure.to_string()),
+                        Err(_) => Err(format!("no answer within {} s", PATIENCE.as_secs())),
+                    };
+                    NodeReport { node, pod, said }
+                })
+            })
+            .collect();
+        for one in asked {
+            cluster.reports.extend(one.await);
+        }
+    }
+}
 
 /// Reads everything.
 ///

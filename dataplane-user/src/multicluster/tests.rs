@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::check::{self, Scene};
 use super::expose::Exposure;
-use super::facts::{Cluster, Kind, Unread};
+use super::facts::{Cluster, Kind, NodeReport, Unread};
 use super::finding::Severity;
 use super::link::{self, Way};
 use super::probe::{Answer, Probe};
@@ -130,6 +130,53 @@ fn found(scene: &Scene, worst: Severity) -> Vec<String> {
 fn linked_clusters_in_order_have_no_errors() {
     for way in [Way::LoadBalancer, node_port()] {
         assert_eq!(found(&scene(&way), Severity::Error), Vec::<String>::new(), "{way:?}");
+    }
+}
+
+#[test]
+fn what_agents_say_of_themselves_is_found() {
+    let report = |said: Result<Value, String>| NodeReport {
+        node: "n1".to_owned(),
+        pod: "istio-system/causeway-x".to_owned(),
+        said,
+    };
+    let well = json!({"trouble": null, "model_error": null, "pods": [{"uid": "a", "state": "Enrolled"}],
+        "control_planes": [{"address": "https://istiod:15012", "connected": true}],
+        "look": {"programs": {"outbound4": true}, "detached": {}, "dns": {"pod": "a", "name": "web", "ms": 0.3}}});
+    let with = |pointer: &str, value: Value| {
+        let mut said = well.clone();
+        *said.pointer_mut(pointer).unwrap() = value;
+        Ok(said)
+    };
+    for (said, expected) in [
+        (Ok(well.clone()), ""),
+        (Err("no answer within 5 s".to_owned()), "the agent was not asked: no answer within 5 s"),
+        (with("/trouble", json!("no cgroup")), "no cgroup"),
+        (with("/look/programs/outbound4", json!(false)), "programs are not attached: outbound4"),
+        (with("/look/detached", json!({"outbound4": 2})), "somebody detached programs: outbound4 2 times"),
+        (with("/pods/0", json!({"uid": "a", "state": "Failed", "error": "gone"})), "a is not redirected: gone"),
+        (
+            with("/look/dns", json!({"pod": "a", "name": "web", "error": "silence"})),
+            "DNS in a: no answer for web: silence",
+        ),
+        (
+            with(
+                "/control_planes/0",
+                json!({"address": "https://istiod:15012", "connected": false, "error": "refused"}),
+            ),
+            "no connection to the control plane at https://istiod:15012: refused",
+        ),
+    ] {
+        let mut one = cluster(1);
+        one.reports.push(report(said));
+        let scene = Scene { clusters: vec![one], ..Scene::default() };
+        let results = check::run(&scene, false);
+        let findings = results.iter().find(|(check, _)| check.name == "nodes").map(|(_, findings)| findings).unwrap();
+        let whats: Vec<&str> = findings.iter().map(|finding| finding.what.as_str()).collect();
+        let expected: Vec<&str> = Some(expected).into_iter().filter(|text| !text.is_empty()).collect();
+        assert_eq!(whats, expected);
+        assert!(findings.iter().all(|one| one.place == "c1: node n1, pod istio-system/causeway-x"
+            && one.repair.starts_with("kubectl --context c1 ")));
     }
 }
 

@@ -23,6 +23,8 @@ const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset
 pub trait Source: Send + Sync {
     /// What is missing until traffic can be served; nothing means ready.
     fn pending(&self) -> Vec<String>;
+    /// How the node is, as the admin socket tells it.
+    fn status(&self) -> Value;
     /// Metrics in text form.
     fn metrics(&self) -> String;
     /// The whole state.
@@ -125,6 +127,7 @@ fn answer(port: Port, request: &Request<Incoming>, source: &dyn Source) -> Respo
             response.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static(METRICS_TYPE));
             response
         }
+        (Port::Stats, "/status") => json(&source.status()),
         (Port::Admin, "/config_dump") => json(&source.config_dump()),
         (Port::Admin, "/debug/memory") => json(&source.memory()),
         (Port::Admin, "/debug/pprof/heap") => text(StatusCode::NOT_IMPLEMENTED, NO_HEAP_PROFILE),
@@ -135,7 +138,7 @@ fn answer(port: Port, request: &Request<Incoming>, source: &dyn Source) -> Respo
         }
         (Port::Admin, "/logging" | "/quitquitquit") => text(StatusCode::METHOD_NOT_ALLOWED, "use POST\n"),
         (Port::Admin, _) => text(StatusCode::NOT_FOUND, OFFERS),
-        (Port::Stats, _) => text(StatusCode::NOT_FOUND, "GET /metrics or /stats/prometheus\n"),
+        (Port::Stats, _) => text(StatusCode::NOT_FOUND, "GET /metrics, /stats/prometheus or /status\n"),
         (Port::Readiness, _) => text(StatusCode::NOT_FOUND, "GET /healthz/ready\n"),
     }
 }

@@ -10,6 +10,7 @@
 //! This is the only room with `unsafe` code: everything else works with the safe functions of this one.
 #![allow(unsafe_code, reason = "system calls without a safe wrapper; one operation per block, each with its reason")]
 
+mod attached;
 mod bpf;
 mod cgroup;
 mod config;

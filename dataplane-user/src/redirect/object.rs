@@ -1,5 +1,6 @@
 //! Loads the programs and attaches them, taking over what an earlier daemon pinned.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -161,6 +162,21 @@ fn attach_hooks(hooks: &[Hook], loaded: &Ebpf, pins: &Pins, (root, pods): (&Path
         bpf::pin(link.as_fd(), &pin).map_err(failed)?;
     }
     Ok(())
+}
+
+/// The programs of the cgroups with these ids, the node's and the pods', and whether each is attached to its own.
+pub(super) fn attached(pins: &Pins, (root, pods): (u64, u64), dial: bool) -> BTreeMap<&'static str, bool> {
+    let wanted = HOOKS.iter().chain(DIAL_HOOKS.iter().filter(|_| dial));
+    let row = |hook: &Hook| {
+        let target = if hook.at == At::Root { root } else { pods };
+        (hook.program, is_attached(&pins.link(hook.program), target))
+    };
+    wanted.map(row).collect()
+}
+
+/// Whether a pinned link is there and attached to `target`.
+pub(super) fn is_attached(pin: &Path, target: u64) -> bool {
+    bpf::pinned(pin).and_then(|link| bpf::link_target(link.as_fd())).is_ok_and(|found| found.id == target)
 }
 
 /// Attaches the socket lookup to a namespace, or puts it in place of the one an earlier daemon attached there.

@@ -35,7 +35,7 @@ pub(super) struct Pod {
     ips: Vec<IpAddr>,
     saved: Saved,
     /// New connections are redirected; false once `stop_capture` was called.
-    captured: bool,
+    pub(super) captured: bool,
     /// How its DNS queries were captured, once they are not any more.
     dns: Option<DnsPod>,
     /// One worker's listeners again, so that a capture that was stopped can be resumed: they stand for those of all workers.
@@ -155,7 +155,7 @@ impl Redirector {
     }
 
     /// Directs what arrives for a pod to the listeners that are kept of it.
-    fn capture_inbound(&mut self, uid: &str, pod: &Pod) -> Result<(), EnrolError> {
+    pub(super) fn capture_inbound(&mut self, uid: &str, pod: &Pod) -> Result<(), EnrolError> {
         let cookie = pod.netns.cookie;
         for (kind, listener) in &pod.kept {
             let key = ListenerKey { netns: cookie, kind: *kind, pad: 0 };

@@ -7,7 +7,6 @@ use std::os::unix::fs::MetadataExt;
 use super::cgroup;
 use super::error::LoadError;
 use super::netns::{self, Netns};
-use super::object;
 use super::pods::Pod;
 use super::redirector::Redirector;
 
@@ -22,10 +21,7 @@ impl Redirector {
         if found == self.attached {
             return Ok(false);
         }
-        object::attach(&self.loaded, &self.pins, &self.config.cgroup_root, &self.config.pods_cgroup)?;
-        if self.entry.is_some() {
-            object::attach_dial(&self.loaded, &self.pins, &self.config.cgroup_root)?;
-        }
+        self.attach_again()?;
         self.attached = found;
         Ok(true)
     }

@@ -11,7 +11,7 @@ use crate::ctl::show::{at, table};
 use crate::multicluster::check::{self, Scene};
 use crate::multicluster::facts::Cluster;
 use crate::multicluster::finding::Severity;
-use crate::multicluster::{names, probe};
+use crate::multicluster::{gather, names, probe};
 
 /// Seconds since 1970.
 pub(super) fn now() -> i64 {
@@ -58,7 +58,13 @@ fn describe(cluster: &Cluster) -> Value {
 
 pub(super) async fn check(args: &Check) -> Result<ExitCode, Ended> {
     let known = read(&args.which.place, &args.which.contexts).await?;
-    let clusters: Vec<Cluster> = known.into_iter().map(|Known { cluster, .. }| cluster).collect();
+    let mut clusters = Vec::new();
+    for Known { api, mut cluster } in known {
+        if !args.precheck {
+            gather::reports(&api, &mut cluster).await;
+        }
+        clusters.push(cluster);
+    }
     let probes = if args.skip_probe || args.precheck { Vec::new() } else { probe::all(check::targets(&clusters)) };
     let scene = Scene { clusters, probes, now: now() };
     let results = check::run(&scene, args.precheck);

@@ -3,6 +3,7 @@
 mod control_plane;
 mod gateways;
 mod network;
+mod nodes;
 mod services;
 mod trust;
 
@@ -67,6 +68,12 @@ pub const CHECKS: &[Check] = &[
     check("certificates", Always, trust::certificates, "each authority leads to a root of every cluster and is valid"),
     check("pods", Always, control_plane::pods, "istiod, agents and gateways are ready"),
     check("dns", Always, control_plane::dns, "names of the mesh are answered for pods"),
+    check(
+        "nodes",
+        Always,
+        nodes::nodes,
+        "agents have all programs attached, all pods under capture, and answer DNS in them",
+    ),
     check("gateway", Linked, gateways::gateways, "entry points are programmed, addressed and backed by ready pods"),
     check("probe", Linked, gateways::probes, "entry points take TCP and TLS and are who they should be"),
     check("peers", Linked, gateways::peers, "links lead to where their clusters are"),

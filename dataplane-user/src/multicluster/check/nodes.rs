@@ -1,0 +1,73 @@
+//! What the agents of the nodes say of themselves.
+
+use serde_json::Value;
+
+use super::Scene;
+use crate::multicluster::facts::{Cluster, NodeReport};
+use crate::multicluster::finding::Finding;
+use crate::multicluster::objects::{list, text};
+
+/// Everything the agents report that is not as it should be.
+pub(super) fn nodes(scene: &Scene) -> Vec<Finding> {
+    let reports = scene.clusters.iter().flat_map(|cluster| cluster.reports.iter().map(move |report| (cluster, report)));
+    reports.flat_map(|(cluster, report)| node(cluster, report)).collect()
+}
+
+fn node(cluster: &Cluster, report: &NodeReport) -> Vec<Finding> {
+    let (context, pod) = (&cluster.context, &report.pod);
+    let (namespace, name) = pod.split_once('/').unwrap_or_default();
+    let place = format!("{context}: node {}, pod {pod}", report.node);
+    let logs = format!("kubectl --context {context} -n {namespace} logs {name} | grep ERROR");
+    let again = format!("kubectl --context {context} -n {namespace} delete pod {name}");
+    let said = match &report.said {
+        Ok(said) => said,
+        Err(why) => {
+            let finding = Finding::warning("nodes", format!("the agent was not asked: {why}"), place);
+            let asked = format!(
+                "kubectl --context {context} get --raw /api/v1/namespaces/{namespace}/pods/{name}:15020/proxy/status"
+            );
+            return vec![finding.why("nothing is known of the programs and pods of this node").repair(asked)];
+        }
+    };
+    let error = |what: String| Finding::error("nodes", what, place.clone());
+    let mut findings = Vec::new();
+    for key in ["/trouble", "/model_error"] {
+        if let Some(trouble) = said.pointer(key).and_then(Value::as_str) {
+            let finding = error(trouble.to_owned());
+            findings.push(finding.why("what was wanted is not in force on this node").repair(logs.clone()));
+        }
+    }
+    let programs = said.pointer("/look/programs").and_then(Value::as_object);
+    let missing = programs.into_iter().flatten().filter(|(_, attached)| **attached != Value::Bool(true));
+    let missing: Vec<&str> = missing.map(|(name, _)| name.as_str()).collect();
+    if !missing.is_empty() {
+        let finding = error(format!("programs are not attached: {}", missing.join(", ")));
+        findings
+            .push(finding.why("connections of this node's pods may leave in the clear, or fail").repair(again.clone()));
+    }
+    let detached = said.pointer("/look/detached").and_then(Value::as_object).into_iter().flatten();
+    let detached: Vec<String> = detached.map(|(name, times)| format!("{name} {times} times")).collect();
+    if !detached.is_empty() {
+        let what = format!("somebody detached programs: {}", detached.join(", "));
+        let finding = Finding::warning("nodes", what, place.clone());
+        // The counts are the daemon's own and begin anew with it.
+        findings.push(finding.why("they were attached again; meanwhile connections went past them").repair(again));
+    }
+    for one in list(said, "/pods").filter(|one| text(one, "/state") == "Failed") {
+        let finding = error(format!("{} is not redirected: {}", text(one, "/uid"), text(one, "/error")));
+        let events = format!("kubectl --context {context} get events -A --field-selector reportingComponent=causeway");
+        findings.push(finding.why("its traffic is not carried by the mesh").repair(events));
+    }
+    if let Some(why) = said.pointer("/look/dns/error").and_then(Value::as_str) {
+        let (pod, name) = (text(said, "/look/dns/pod"), text(said, "/look/dns/name"));
+        let finding = error(format!("DNS in {pod}: no answer for {name}: {why}"));
+        findings.push(finding.why("names of the mesh have no address in the pods of this node").repair(logs.clone()));
+    }
+    for plane in list(said, "/control_planes").filter(|plane| plane["connected"] == false) {
+        let what =
+            format!("no connection to the control plane at {}: {}", text(plane, "/address"), text(plane, "/error"));
+        let finding = error(what);
+        findings.push(finding.why("this node does not hear of changes and renews no certificate").repair(logs.clone()));
+    }
+    findings
+}
