@@ -109,6 +109,9 @@ impl Source for Answers {
         if pods.incomplete {
             pending.push("the Kubernetes API has not told which pods belong to the mesh yet".to_owned());
         }
+        if self.shared.model.load().node.exports.is_awaited() {
+            pending.push("the Kubernetes API has not told which services clusters share yet".to_owned());
+        }
         if !self.shared.model.load().synced {
             pending.push("the control plane has not told all it knows yet".to_owned());
         }
