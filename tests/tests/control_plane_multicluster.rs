@@ -327,9 +327,12 @@ fn charts_make_what_the_commands_make_and_the_api_server_takes_it() {
         let set = if chart == "causeway-gateway" { "--set network=network2" } else { "" };
         stage.operator.run_ok(&format!("helm lint --kube-version 1.35.0 {charts}/{chart} {set}")).unwrap();
     }
-    let exports = "default/web.default.svc.cluster.local";
-    for node_port in [false, true] {
-        let (flag, kind) = if node_port { ("--node-port", "NodePort") } else { ("", "LoadBalancer") };
+    let listed = "default/web.default.svc.cluster.local";
+    for (flag, kind, exports) in [
+        ("".to_owned(), "LoadBalancer", "global"),
+        ("--node-port".to_owned(), "NodePort", "global"),
+        (format!("--exports {listed}"), "LoadBalancer", listed),
+    ] {
         let line = format!("causeway multicluster expose --context cluster2 --image a/b:1 {flag} --generate -o json");
         let generated: Value = serde_json::from_str(&stage.operator.run_ok(&line).unwrap()).unwrap();
         let values = format!(
@@ -340,7 +343,7 @@ fn charts_make_what_the_commands_make_and_the_api_server_takes_it() {
         let rendered = documents(&stage.operator, &template);
         let wanted: Vec<&Value> =
             generated["apply"].as_array().unwrap().iter().filter(|object| object["kind"] != "Namespace").collect();
-        assert_eq!(rendered.len(), wanted.len(), "{kind}: objects");
+        assert_eq!(rendered.len(), wanted.len(), "{kind}, {exports}: objects");
         for object in wanted {
             let same = rendered
                 .iter()

@@ -42,11 +42,14 @@ enum Command {
     Build,
     /// Two clusters with one pod range on this machine: show what Causeway does, then clean up
     Demo {
+        /// On two real Kubernetes clusters, installed and linked by the commands a person would use
+        #[arg(long)]
+        kubernetes: bool,
         /// Leave everything running at the end and say how to look around
         #[arg(long)]
         keep: bool,
         /// Take down what --keep left running, and do nothing else
-        #[arg(long, exclusive = true)]
+        #[arg(long, conflicts_with_all = ["keep", "json", "check_clean"])]
         down: bool,
         /// Print one JSON document instead of prose
         #[arg(long)]
@@ -128,14 +131,18 @@ fn run(command: Command) -> Result<ExitCode> {
             setup::extras(&with)?;
         }
         Command::Build => build()?,
-        Command::Demo { keep, down, json, check_clean } => {
+        Command::Demo { kubernetes, keep, down, json, check_clean } => {
             let mut args = Vec::new();
+            args.extend(kubernetes.then_some("--kubernetes"));
             args.extend(down.then_some("--down"));
             args.extend(keep.then_some("--keep"));
             args.extend(json.then_some("--json"));
             args.extend(check_clean.then_some("--check-clean"));
             root_for("demo")?;
             build()?;
+            if kubernetes && !down {
+                setup::extras(&[setup::Extra::Kubernetes])?;
+            }
             return program("causeway-demo", &args);
         }
         Command::Test { tier, kernels, filter } => {

@@ -10,7 +10,7 @@ use prometheus_client::registry::Registry;
 use serde_json::{Map, Value, json};
 use tokio::sync::Notify;
 
-use super::{control_plane, enrolment::Report, look::Seen, profile, worker::Shared};
+use super::{control_plane, enrolment::Report, profile, worker::Shared};
 use crate::{
     observe::{admin::Topic, dump, http::Source, process},
     redirect::heap,
@@ -19,7 +19,6 @@ use crate::{
 /// Everything a question can be answered from.
 pub(super) struct Answers {
     pub(super) report: Arc<Mutex<Report>>,
-    pub(super) look: Arc<Mutex<Seen>>,
     pub(super) shared: Arc<Shared>,
     pub(super) registry: Registry,
     /// Notified when somebody asks the daemon to end.
@@ -93,7 +92,7 @@ impl Answers {
             "node_ports": pods.node_ports,
             "model_error": pods.model_error,
             "trouble": pods.trouble,
-            "look": &*self.look.lock().unwrap_or_else(PoisonError::into_inner),
+            "look": &*pods.look.lock().unwrap_or_else(PoisonError::into_inner),
             "counters": self.shared.counters.read(),
             "kernel": pods.kernel.iter().copied().collect::<BTreeMap<_, _>>(),
         })
@@ -110,6 +109,9 @@ impl Source for Answers {
         pending.extend(pods.node_ports.error.iter().map(|why| format!("node ports: {why}")));
         if pods.incomplete {
             pending.push("the Kubernetes API has not told which pods belong to the mesh yet".to_owned());
+        }
+        if self.shared.model.load().node.exports.is_awaited() {
+            pending.push("the Kubernetes API has not told which services clusters share yet".to_owned());
         }
         if !self.shared.model.load().synced {
             pending.push("the control plane has not told all it knows yet".to_owned());

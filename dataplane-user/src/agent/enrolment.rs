@@ -66,6 +66,8 @@ pub(super) struct Report {
     pub(super) kernel: Vec<(&'static str, u64)>,
     /// Node ports: addresses and ports in use, and why not, if they are not.
     pub(super) node_ports: super::node_ports::Report,
+    /// What the node saw of itself.
+    pub(super) look: Arc<Mutex<Seen>>,
     /// Pods come from the Kubernetes API.
     pub(super) from_api: bool,
     /// It has not told all it knows yet.
@@ -90,14 +92,9 @@ pub(super) struct Enrolments {
 
 impl Enrolments {
     pub(super) fn new(redirector: Redirector) -> Self {
-        Self {
-            redirector,
-            proving: None,
-            leaving: BTreeMap::new(),
-            report: Arc::default(),
-            look: Look::default(),
-            ticks: 0,
-        }
+        let report: Arc<Mutex<Report>> = Arc::default();
+        let look = Look::new(report.lock().unwrap_or_else(PoisonError::into_inner).look.clone());
+        Self { redirector, proving: None, leaving: BTreeMap::new(), report, look, ticks: 0 }
     }
 
     /// What there is to tell, for now.
@@ -108,11 +105,6 @@ impl Enrolments {
     /// What there is to tell, for another thread.
     pub(super) fn shared_report(&self) -> Arc<Mutex<Report>> {
         self.report.clone()
-    }
-
-    /// What the node saw of itself, for another thread.
-    pub(super) fn shared_look(&self) -> Arc<Mutex<Seen>> {
-        self.look.shared()
     }
 
     /// Looks whether everything is as it should be; `name` is one that pods ask for.

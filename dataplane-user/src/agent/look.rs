@@ -60,7 +60,6 @@ pub(super) struct Askable {
 }
 
 /// Looks, and remembers.
-#[derive(Default)]
 pub(super) struct Look {
     seen: Arc<Mutex<Seen>>,
     ticks: u32,
@@ -72,9 +71,9 @@ fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
 }
 
 impl Look {
-    /// What was seen, for another thread.
-    pub(super) fn shared(&self) -> Arc<Mutex<Seen>> {
-        self.seen.clone()
+    /// Looks, and tells it there.
+    pub(super) fn new(seen: Arc<Mutex<Seen>>) -> Self {
+        Self { seen, ticks: 0, turn: 0 }
     }
 
     /// Regular work; whether it is time to ask a pod's DNS.

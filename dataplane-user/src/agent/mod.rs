@@ -17,6 +17,7 @@ pub mod environment;
 pub mod gateways;
 pub mod headers;
 pub mod inbound;
+mod kernel;
 pub mod kubernetes;
 mod local;
 mod look;

@@ -4,7 +4,7 @@ use std::{
     io,
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -18,11 +18,11 @@ use tracing::{error, info, warn};
 
 use super::{
     answers::Answers,
-    certificates, cgroups, control_plane,
-    enrolment::Enrolments,
+    certificates, control_plane,
+    enrolment::Report,
     environment::Settings,
-    kubernetes, look,
-    node_ports::NodePorts,
+    kernel::{self, Kernel},
+    kubernetes,
     proof::{Proofs, Proving},
     worker::{self, Command, Shared},
 };
@@ -30,9 +30,10 @@ use crate::{
     dns::Reserved,
     identity::{IdentityError, TrustBundle},
     istio::xds_settings::Environment,
+    kube::exports,
     observe::{access_log::AccessLog, admin, connections::Connections, counters::Counters, http, traffic::Traffic},
     redirect::{
-        Exclusions, RedirectConfig, Redirector,
+        Redirector, SocketChannel,
         helper::{Helper, Spawn},
         keep_buffers, online_cpus,
         privileges::{Role, keep_only},
@@ -130,17 +131,30 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let cpus = online_cpus()?;
     let settings = Settings::read(&environment, cpus.len())?;
     let workers = args.workers.or(settings.workers).unwrap_or(cpus.len()).max(1);
+    let (model, file) = match args.model.clone() {
+        Some(path) => {
+            let text = file::read(&path)?;
+            let model = file::parse_with(&text, &path, &settings.defaults)?;
+            let watch = file::Watch::new(&path, text);
+            (model, Some((path, watch)))
+        }
+        None => (file::parse_with(kubernetes::MODEL, Path::new("(environment)"), &settings.defaults)?, None),
+    };
     // Started before any thread exists, so that it inherits nothing but its channel.
-    let helper = Spawn::new(workers).proc(&args.pods.proc).start()?;
+    let helper = match kernel::is_needed(&args, &model.node) {
+        true => Some(Spawn::new(workers).proc(&args.pods.proc).start()?),
+        false => None,
+    };
     raise_nofile_limit()?;
     keep_buffers();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(Node::serve(args, (&environment, settings), &cpus, workers, helper))
+    runtime.block_on(Node::serve(args, (&environment, settings), (model, file), &cpus, workers, helper))
 }
 
 struct Node {
-    enrolments: Enrolments,
-    node_ports: NodePorts,
+    /// What this node has in the kernel; a gateway that does nothing else has nothing there.
+    kernel: Option<Kernel>,
+    report: Arc<Mutex<Report>>,
     /// Pods that the Kubernetes API wants enrolled, where it is followed.
     pods: Option<kubernetes::Pods>,
     /// Workloads that the model file wants enrolled.
@@ -151,6 +165,8 @@ struct Node {
     gateway: Vec<SocketAddr>,
     /// What the environment says for what the file leaves out.
     defaults: file::Defaults,
+    /// Services that clusters share are followed.
+    follows_exports: bool,
     /// Notified when the admin interface is asked to end the daemon.
     quit: Arc<Notify>,
 }
@@ -159,45 +175,27 @@ impl Node {
     async fn serve(
         args: Args,
         (environment, settings): (&Environment, Settings),
+        (model, file): (Model, Option<(PathBuf, file::Watch)>),
         cpus: &[usize],
         workers: usize,
-        mut helper: Helper,
+        mut helper: Option<Helper>,
     ) -> Result<(), Failure> {
         let defaults = settings.defaults;
         let drain_time = args.drain.map_or(settings.drain, Duration::from_secs);
-        let (model, file) = match args.model.clone() {
-            Some(path) => {
-                let text = file::read(&path)?;
-                let model = file::parse_with(&text, &path, &defaults)?;
-                let watch = file::Watch::new(&path, text);
-                (model, Some((path, watch)))
-            }
-            None => (file::parse_with(kubernetes::MODEL, Path::new("(environment)"), &defaults)?, None),
-        };
         let credentials = certificates::open(&model.node, environment)?;
         credentials.set_trust(trust(&model)?)?;
         let counters = Arc::new(Counters::default());
-        let exclusions = exclusions(&model);
-        let channels = helper.take_channels();
-        let cgroup_root = cgroups::root(&args.cgroup_root);
-        let pods_cgroup = cgroups::pods(&cgroup_root, args.pods_cgroup.as_deref())?;
-        let mut redirector = Redirector::start(
-            RedirectConfig {
-                bpffs: args.bpffs.clone(),
-                exclusions,
-                workers,
-                proc: args.pods.proc.clone(),
-                node_netns: args.pods.kubernetes.then(|| args.pods.proc.join("1/ns/net")),
-                ..RedirectConfig::new(args.instance.clone(), cgroup_root, pods_cgroup)
-            },
-            helper,
-        )?;
+        let channels = match &mut helper {
+            Some(helper) => helper.take_channels(),
+            None => (0..workers).map(|_| SocketChannel::closed()).collect::<io::Result<_>>()?,
+        };
+        let mut redirector = helper.map(|helper| kernel::load(&args, &model, workers, helper)).transpose()?;
         // Before any further thread is started: threads inherit what is left.
-        keep_only(Role::Engine)?;
+        keep_only(if redirector.is_some() { Role::Engine } else { Role::Gateway })?;
         let mut registry = Registry::default();
         let traffic = Arc::new(Traffic::new(&mut registry));
         let log = AccessLog::start(args.log_file.as_deref(), &model.node, counters.clone(), traffic.clone())?;
-        if let Some(events) = redirector.events()? {
+        if let Some(events) = redirector.as_mut().map(Redirector::events).transpose()?.flatten() {
             tokio::spawn(events);
         }
         let node = model.node.clone();
@@ -207,8 +205,8 @@ impl Node {
             model,
             control_planes,
             credentials,
-            original: redirector.original_dst(),
-            dns_servers: redirector.dns_servers()?,
+            original: redirector.as_ref().map(Redirector::original_dst).unwrap_or_default(),
+            dns_servers: redirector.as_ref().map(Redirector::dns_servers).transpose()?.unwrap_or_default(),
             reserved: Reserved::default(),
             node_ports: Default::default(),
             log,
@@ -224,16 +222,17 @@ impl Node {
         }
         let filed = node.enrol.clone();
         let pods = if args.pods.kubernetes {
-            Some(kubernetes::Pods::start(&args.pods, &node, defaults.dns, redirector.adopted())?)
+            let adopted = redirector.as_ref().map(Redirector::adopted).unwrap_or_default();
+            Some(kubernetes::Pods::start(&args.pods, &node, defaults.dns, adopted)?)
         } else {
             None
         };
-        let mut enrolments = Enrolments::new(redirector);
-        enrolments.report().from_api = pods.is_some();
-        enrolments.proving = pods.as_ref().map(|pods| Proving::new(shared.clone(), pods.outcomes()));
+        let proving = pods.as_ref().map(|pods| Proving::new(shared.clone(), pods.outcomes()));
+        let kernel = redirector.map(|redirector| Kernel::new(redirector, proving));
         let mut node = Node {
-            enrolments,
-            node_ports: NodePorts::default(),
+            report: kernel.as_ref().map(|kernel| kernel.enrolments.shared_report()).unwrap_or_default(),
+            kernel,
+            follows_exports: false,
             pods,
             filed,
             file,
@@ -243,6 +242,7 @@ impl Node {
             defaults,
             quit: Arc::default(),
         };
+        node.report().from_api = node.pods.is_some();
         node.take_pods();
         node.apply()?;
         tokio::spawn(node.shared.credentials.clone().run());
@@ -250,8 +250,7 @@ impl Node {
         std::fs::create_dir_all(&args.run_dir)?;
         let path = args.run_dir.join(format!("{}.sock", args.instance));
         let answers = Arc::new(Answers {
-            report: node.enrolments.shared_report(),
-            look: node.enrolments.shared_look(),
+            report: node.report.clone(),
             shared: node.shared.clone(),
             registry,
             quit: node.quit.clone(),
@@ -261,7 +260,7 @@ impl Node {
         for (port, address) in args.ports() {
             http::serve(port, address, answers.clone()).await?;
         }
-        info!(instance = args.instance, workers, "ready");
+        info!(instance = args.instance, workers, kernel = node.kernel.is_some(), "ready");
         node.watch().await?;
         let removal = match &node.pods {
             Some(pods) => pods.is_removal().await,
@@ -270,9 +269,11 @@ impl Node {
         info!("draining for up to {} s", drain_time.as_secs_f32());
         drop(socket);
         let _ = drain.send(true);
-        node.enrolments.redirector.let_go();
+        if let Some(kernel) = &mut node.kernel {
+            kernel.enrolments.redirector.let_go();
+        }
         let redirector = node.drain(drain_time).await;
-        if removal {
+        if let Some(redirector) = redirector.filter(|_| removal) {
             info!("the DaemonSet is gone: everything is removed from this node");
             for left in redirector.remove()? {
                 warn!("left behind: {left}");
@@ -304,7 +305,9 @@ impl Node {
                 () = changed(self.pods.as_mut()) => {
                     self.take_pods();
                     let model = self.shared.model.load();
-                    self.enrolments.apply(&model.node.enrol, &self.workers);
+                    if let Some(kernel) = &mut self.kernel {
+                        kernel.enrolments.apply(&model.node.enrol, &self.workers);
+                    }
                 }
                 _ = tick.tick() => {
                     let read = self.file.as_mut().and_then(|(path, watch)| Some((path.clone(), watch.poll()?)));
@@ -312,10 +315,9 @@ impl Node {
                         self.reload(text, &path);
                     }
                     let model = self.shared.model.load();
-                    self.enrolments.tick(&model.node.enrol, &self.workers);
-                    self.enrolments.look(|| look::known_name(&model), &self.workers);
-                    self.node_ports.tick(&model.node, &mut self.enrolments, &self.shared, &self.workers);
-                    self.enrolments.redirector.require_helper()?;
+                    if let Some(kernel) = &mut self.kernel {
+                        kernel.tick(&model.node, &self.shared, &self.workers)?;
+                    }
                 }
             }
         }
@@ -324,9 +326,13 @@ impl Node {
     /// Takes over what the Kubernetes API wants beside what the file says.
     fn take_pods(&mut self) {
         if let Some(pods) = &self.pods {
-            self.enrolments.report().incomplete = !pods.is_complete();
+            self.report().incomplete = !pods.is_complete();
             self.shared.model.enrol(self.wanted());
         }
+    }
+
+    fn report(&self) -> MutexGuard<'_, Report> {
+        self.report.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Everything that shall be enrolled.
@@ -335,11 +341,16 @@ impl Node {
         self.filed.iter().chain(pods).cloned().collect()
     }
 
-    /// Brings enrolment and gateway listeners to what the model says.
+    /// Brings what is in the kernel, exports and gateway listeners to what the model says.
     fn apply(&mut self) -> Result<(), Failure> {
         let model = self.shared.model.load();
-        self.enrolments.apply(&model.node.enrol, &self.workers);
-        self.node_ports.apply(&model.node, &mut self.enrolments, &self.shared, &self.workers);
+        if let Some(kernel) = &mut self.kernel {
+            kernel.apply(&model.node, &self.shared, &self.workers);
+        }
+        if model.node.exports.is_awaited() && !self.follows_exports {
+            self.follows_exports = true;
+            tokio::spawn(exports::follow(model.node.cluster_domain.clone(), self.shared.model.clone()));
+        }
         self.listen(&model)
     }
 
@@ -354,15 +365,18 @@ impl Node {
             None => info!("model reloaded"),
             Some(text) => error!("the last good model stays in force: {text}"),
         }
-        self.enrolments.report().model_error = error;
+        self.report().model_error = error;
     }
 
     fn change(&mut self, mut model: Model) -> Result<(), Failure> {
         if model.node.control_plane != self.shared.model.load().node.control_plane {
             warn!("controlPlane has changed; that takes effect when the daemon is started again");
         }
+        match &mut self.kernel {
+            Some(kernel) => kernel.enrolments.redirector.set_exclusions(&kernel::exclusions(&model))?,
+            None => kernel::can_do_without(&model.node)?,
+        }
         self.shared.credentials.set_trust(trust(&model)?)?;
-        self.enrolments.redirector.set_exclusions(&exclusions(&model))?;
         self.shared.log.configure(&model.node);
         self.filed = model.node.enrol.clone();
         if self.pods.is_some() {
@@ -392,7 +406,7 @@ impl Node {
 
     /// Lets open connections end, within bounds, then stops the workers. Kernel state stays pinned: it keeps the pods
     /// closed until the next start or `causeway uninstall`.
-    async fn drain(self, time: Duration) -> Redirector {
+    async fn drain(self, time: Duration) -> Option<Redirector> {
         let open = || self.shared.counters.open.load(std::sync::atomic::Ordering::Relaxed);
         let deadline = tokio::time::Instant::now() + time;
         while open() > 0 && tokio::time::Instant::now() < deadline {
@@ -404,7 +418,7 @@ impl Node {
                 error!("a worker ended with a panic");
             }
         }
-        self.enrolments.redirector
+        self.kernel.map(|kernel| kernel.enrolments.redirector)
     }
 }
 
@@ -423,15 +437,6 @@ fn trust(model: &Model) -> Result<TrustBundle, IdentityError> {
         bundle.add_file(&domain.name, &domain.roots)?;
     }
     Ok(bundle)
-}
-
-fn exclusions(model: &Model) -> Exclusions {
-    let configured = &model.node.exclusions;
-    Exclusions {
-        ports: configured.ports.clone(),
-        cidrs: configured.cidrs.iter().map(|range| (range.address(), range.prefix())).collect(),
-        inbound_ports: configured.inbound_ports.clone(),
-    }
 }
 
 /// A listening socket that shares its address with those of the other workers.

@@ -9,7 +9,7 @@ use crate::{
     decide::{DecideError, Outbound},
     hbone::{ConnError, Leg},
     istio::xds_client::Handle,
-    state::{Exports, Model, NodePortTarget, Workload},
+    state::{Model, NodePortTarget, Workload},
 };
 
 /// How long a connection or a DNS question is held until the control planes have answered. All questions of one connection
@@ -105,10 +105,7 @@ fn lacks(model: &Model, source: &Workload, to: SocketAddr, decided: &Result<Outb
 pub fn standing(model: &Model) -> BTreeSet<Arc<str>> {
     let pods = model.node.enrol.iter().filter_map(|enrolment| model.workload(&enrolment.workload));
     let own = pods.flat_map(|workload| workload.services.keys());
-    let exported = match &model.node.exports {
-        Exports::Named(keys) if model.node.gateway.is_some() => Some(keys),
-        _ => None,
-    };
+    let exported = model.node.gateway.is_some().then(|| model.node.exports.keys());
     let at_ports = model.node.node_ports.iter().filter_map(|port| match &port.target {
         NodePortTarget::Service { key, .. } => Some(key),
         NodePortTarget::Gateway => None,

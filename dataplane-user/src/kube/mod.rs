@@ -1,10 +1,11 @@
 //! The node's pods as the Kubernetes API and the kernel show them: which belong to the mesh, where their sandboxes are, and
 //! what the API is told of them.
 //!
-//! [`eligibility`] decides by labels, [`sandbox`] finds namespaces by the pod's uid in cgroup paths, [`source`] follows the API
+//! [`exports`] follows which services clusters share. [`eligibility`] decides by labels, [`sandbox`] finds namespaces by the pod's uid in cgroup paths, [`source`] follows the API
 //! and says what shall be enrolled, [`marks`] writes annotations and events. Nothing here touches the kernel's state.
 
 pub mod eligibility;
+pub mod exports;
 pub mod marks;
 mod pods;
 pub mod removal;

@@ -82,10 +82,10 @@ impl Facts {
 
 /// Objects of one kind: all that were listed, and those of a list that is not complete yet.
 #[derive(Debug)]
-struct Listed<T> {
-    all: BTreeMap<String, T>,
+pub(super) struct Listed<T> {
+    pub(super) all: BTreeMap<String, T>,
     coming: BTreeMap<String, T>,
-    complete: bool,
+    pub(super) complete: bool,
 }
 
 impl<T> Default for Listed<T> {
@@ -96,7 +96,7 @@ impl<T> Default for Listed<T> {
 
 impl<T> Listed<T> {
     /// Takes in one event; `facts` gives an object's key and what is kept of it.
-    fn take<K>(&mut self, event: Event<K>, facts: impl Fn(&K) -> Option<(String, T)>) {
+    pub(super) fn take<K>(&mut self, event: Event<K>, facts: impl Fn(&K) -> Option<(String, T)>) {
         match event {
             Event::Init => self.coming.clear(),
             Event::InitApply(object) => self.coming.extend(facts(&object)),

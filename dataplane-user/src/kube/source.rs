@@ -275,7 +275,7 @@ impl Follower {
 }
 
 /// The event, unless it is a failure, which is told once.
-fn heard<K>(what: &str, event: Result<Event<K>, Error>, trouble: &mut Option<String>) -> Option<Event<K>> {
+pub(super) fn heard<K>(what: &str, event: Result<Event<K>, Error>, trouble: &mut Option<String>) -> Option<Event<K>> {
     match event {
         Ok(event) => {
             if trouble.take().is_some() {
@@ -286,7 +286,7 @@ fn heard<K>(what: &str, event: Result<Event<K>, Error>, trouble: &mut Option<Str
         Err(error) => {
             let text = error.to_string();
             if trouble.as_ref() != Some(&text) {
-                warn!("the Kubernetes API does not tell of {what}; what is enrolled stays: {text}");
+                warn!("the Kubernetes API does not tell of {what}; what was known stays: {text}");
             }
             *trouble = Some(text);
             None

@@ -6,6 +6,9 @@ use super::facts::{Cluster, Kind};
 use super::finding::Finding;
 use super::names;
 
+/// Stands for the services that clusters share, in the gateway's model.
+const SHARED: &str = "global";
+
 /// What an entry point is made from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exposure {
@@ -27,7 +30,7 @@ pub struct Exposure {
     pub replicas: u32,
     /// Reached by a port of every node instead of a load balancer.
     pub node_port: bool,
-    /// Services that others may reach, as `namespace/hostname`.
+    /// Services that others may reach, as `namespace/hostname`; `global` are those that clusters share.
     pub exports: Vec<String>,
 }
 
@@ -42,11 +45,6 @@ impl Exposure {
         };
         let image =
             image.or_else(|| cluster.agents().into_iter().map(|agent| agent.image).find(|image| is_ours(image)));
-        let exports = cluster.services().into_iter().filter(|service| service.global);
-        let exports = exports.filter_map(|service| {
-            let (namespace, name) = service.name.split_once('/')?;
-            Some(format!("{namespace}/{name}.{namespace}.svc.cluster.local"))
-        });
         Ok(Self {
             cluster: cluster.label(),
             network: cluster.network().to_owned(),
@@ -57,7 +55,7 @@ impl Exposure {
             image,
             replicas: 2,
             node_port,
-            exports: exports.collect(),
+            exports: vec![SHARED.to_owned()],
         })
     }
 
@@ -65,6 +63,9 @@ impl Exposure {
     #[must_use]
     pub fn objects(&self) -> Vec<Value> {
         let mut objects = vec![self.namespace_object(), self.account()];
+        if self.image.is_some() && self.follows() {
+            objects.extend(self.rights());
+        }
         if let Some(image) = &self.image {
             objects.extend([self.model(), self.deployment(image)]);
         }
@@ -88,9 +89,26 @@ impl Exposure {
     }
 
     fn namespace_object(&self) -> Value {
-        // The pods load programs, which the stricter profiles of Kubernetes forbid.
-        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.namespace,
-            "labels": {"pod-security.kubernetes.io/enforce": "privileged"}}})
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.namespace}})
+    }
+
+    /// Whether the gateway has to ask the API which services clusters share.
+    fn follows(&self) -> bool {
+        self.exports.iter().any(|name| name == SHARED)
+    }
+
+    /// The right to see which services are labelled.
+    fn rights(&self) -> [Value; 2] {
+        let name = format!("{}-{}", names::GATEWAY, self.namespace);
+        let metadata = json!({"name": name, "labels": labels(&self.network)});
+        let (api, group) = ("rbac.authorization.k8s.io/v1", "rbac.authorization.k8s.io");
+        [
+            json!({"apiVersion": api, "kind": "ClusterRole", "metadata": metadata,
+                "rules": [{"apiGroups": [""], "resources": ["services"], "verbs": ["list", "watch"]}]}),
+            json!({"apiVersion": api, "kind": "ClusterRoleBinding", "metadata": metadata,
+                "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": name},
+                "subjects": [{"kind": "ServiceAccount", "name": names::GATEWAY, "namespace": self.namespace}]}),
+        ]
     }
 
     fn account(&self) -> Value {
@@ -117,11 +135,16 @@ impl Exposure {
             .into();
         let mut metadata = self.metadata();
         merge(&mut metadata, "annotations", &json!({"networking.istio.io/traffic-distribution": "PreferClose"}));
-        json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": {
+        let mut spec = json!({
             "type": if self.node_port { "NodePort" } else { "LoadBalancer" },
             "selector": {"app": names::GATEWAY},
             "ports": ports,
-        }})
+        });
+        if self.node_port {
+            // Peers dial nodes with a gateway, and no node shall depend on another one's.
+            merge(&mut spec, "externalTrafficPolicy", &json!("Local"));
+        }
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec})
     }
 
     /// An address that names the service makes it a gateway that istiod does not deploy, with the service's addresses as its own.
@@ -172,24 +195,20 @@ impl Exposure {
             field("SERVICE_ACCOUNT", "spec.serviceAccountName"),
         ])
         .collect();
-        let mounts = [
-            ("token", "/var/run/secrets/tokens"),
-            ("roots", "/var/run/secrets/istio"),
-            ("model", "/etc/causeway"),
-            ("cgroup", "/host/cgroup"),
-        ]
-        .map(|(name, path)| json!({"name": name, "mountPath": path, "readOnly": true}))
-        .into_iter()
-        .chain(
-            [("bpf", "/sys/fs/bpf"), ("run", "/run/causeway"), ("tmp", "/tmp")]
-                .map(|(name, path)| json!({"name": name, "mountPath": path})),
-        );
+        let mounts =
+            [("token", "/var/run/secrets/tokens"), ("roots", "/var/run/secrets/istio"), ("model", "/etc/causeway")]
+                .map(|(name, path)| json!({"name": name, "mountPath": path, "readOnly": true}))
+                .into_iter()
+                .chain(
+                    [("run", "/run/causeway"), ("tmp", "/tmp")]
+                        .map(|(name, path)| json!({"name": name, "mountPath": path})),
+                );
         let token =
             json!({"serviceAccountToken": {"path": "istio-token", "expirationSeconds": 43200, "audience": "istio-ca"}});
         // Entry points on several nodes: one node's end is not the network's.
         let spread = json!({"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway",
             "labelSelector": {"matchLabels": {"app": names::GATEWAY}}});
-        json!({
+        let mut pod = json!({
             "serviceAccountName": names::GATEWAY,
             "terminationGracePeriodSeconds": 30,
             "nodeSelector": {"kubernetes.io/os": "linux"},
@@ -197,7 +216,7 @@ impl Exposure {
             "containers": [{
                 "name": "causeway",
                 "image": image,
-                "args": ["node", "--model=/etc/causeway/node.yaml", "--instance=gateway", "--cgroup-root=/host/cgroup"],
+                "args": ["node", "--model=/etc/causeway/node.yaml", "--instance=gateway"],
                 "env": env,
                 "ports": [
                     {"name": "hbone", "containerPort": names::HBONE_PORT, "protocol": "TCP"},
@@ -207,10 +226,9 @@ impl Exposure {
                 "readinessProbe": {"httpGet": {"path": "/healthz/ready", "port": names::READY_PORT}, "periodSeconds": 2},
                 "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}},
                 "securityContext": {
-                    "runAsUser": 0, "runAsGroup": 1337, "runAsNonRoot": false, "readOnlyRootFilesystem": true,
-                    // The API insists on this word where SYS_ADMIN is given; the daemon forbids new privileges at its start.
-                    "allowPrivilegeEscalation": true,
-                    "capabilities": {"drop": ["ALL"], "add": ["BPF", "NET_ADMIN", "PERFMON", "SYS_ADMIN", "SYS_PTRACE"]},
+                    "runAsUser": 1337, "runAsGroup": 1337, "runAsNonRoot": true, "readOnlyRootFilesystem": true,
+                    "allowPrivilegeEscalation": false,
+                    "capabilities": {"drop": ["ALL"]},
                     "seccompProfile": {"type": "RuntimeDefault"},
                 },
                 "volumeMounts": mounts.collect::<Vec<Value>>(),
@@ -219,12 +237,14 @@ impl Exposure {
                 {"name": "token", "projected": {"sources": [token]}},
                 {"name": "roots", "configMap": {"name": "istio-ca-root-cert"}},
                 {"name": "model", "configMap": {"name": names::GATEWAY}},
-                {"name": "cgroup", "hostPath": {"path": "/sys/fs/cgroup", "type": "Directory"}},
-                {"name": "bpf", "hostPath": {"path": "/sys/fs/bpf", "type": "Directory"}},
                 {"name": "run", "emptyDir": {}},
                 {"name": "tmp", "emptyDir": {}},
             ],
-        })
+        });
+        if self.follows() {
+            merge(&mut pod, "automountServiceAccountToken", &json!(true));
+        }
+        pod
     }
 }
 

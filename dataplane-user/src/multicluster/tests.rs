@@ -337,6 +337,21 @@ fn what_is_broken_is_what_is_found() {
 }
 
 #[test]
+fn a_link_that_has_lost_its_way_is_made_again_the_way_the_cluster_is_exposed() {
+    for (way, flag) in [(Way::LoadBalancer, ""), (node_port(), " --node-port")] {
+        let mut scene = scene(&way);
+        // What is left where somebody has removed the entry points by hand.
+        for cluster in &mut scene.clusters {
+            cluster.objects.insert(Kind::Gateway, Vec::new());
+        }
+        let all = check::run(&scene, false);
+        let found = all.iter().flat_map(|(_, findings)| findings).find(|finding| finding.what.contains("no way into"));
+        let repair = found.map(|finding| finding.repair.as_str());
+        assert_eq!(repair, Some(format!("causeway multicluster link --from c1 --to c2{flag}").as_str()), "{way:?}");
+    }
+}
+
+#[test]
 fn a_probe_is_judged_by_who_answered() {
     let id = |text: &str| Some(SpiffeId::parse(text).unwrap());
     for (answer, text) in [
@@ -385,5 +400,5 @@ fn documents_of_yaml_are_the_objects() {
     assert_eq!(read, objects);
     let model = objects.iter().find(|object| object["kind"] == "ConfigMap").unwrap()["data"]["node.yaml"].clone();
     let model: Value = serde_json::from_str(model.as_str().unwrap()).unwrap();
-    assert_eq!(model["causeway"]["exports"], json!(["default/web.default.svc.cluster.local"]));
+    assert_eq!(model["causeway"]["exports"], json!(["global"]));
 }

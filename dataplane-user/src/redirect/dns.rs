@@ -15,9 +15,10 @@ use super::original::{address, words};
 use super::pods::{failed, in_map};
 use super::redirector::Redirector;
 
-/// Tells which name server a pod's DNS socket stands for. Cheap to clone, to be had by every worker.
-#[derive(Clone)]
-pub struct DnsServers(Arc<HashMap<MapData, Plain<EnginePort>, Addr>>);
+/// Tells which name server a pod's DNS socket stands for. Cheap to clone, to be had by every worker. By default none is known, as
+/// where no program runs.
+#[derive(Clone, Default)]
+pub struct DnsServers(Option<Arc<HashMap<MapData, Plain<EnginePort>, Addr>>>);
 
 impl std::fmt::Debug for DnsServers {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -29,7 +30,7 @@ impl DnsServers {
     pub(super) fn open(pin: &Path) -> Result<Self, LoadError> {
         let failed = in_opened_map("DNS_SERVERS");
         let map = MapData::from_pin(pin).map_err(&failed)?;
-        HashMap::try_from(Map::HashMap(map)).map(|map| Self(Arc::new(map))).map_err(&failed)
+        HashMap::try_from(Map::HashMap(map)).map(|map| Self(Some(Arc::new(map)))).map_err(&failed)
     }
 
     /// The server behind the DNS socket at `local` in the namespace with this cookie: one system call. It never changes while
@@ -39,7 +40,8 @@ impl DnsServers {
     /// Those of the map look-up.
     pub fn get(&self, netns_cookie: u64, local: SocketAddr) -> io::Result<Option<SocketAddr>> {
         let key = EnginePort::new(netns_cookie, &words(local.ip()), local.port());
-        match self.0.get(&Plain(key), 0) {
+        let Some(servers) = &self.0 else { return Ok(None) };
+        match servers.get(&Plain(key), 0) {
             Ok(server) => Ok(Some(SocketAddr::new(address(&server), DNS_PORT))),
             Err(MapError::KeyNotFound) => Ok(None),
             Err(MapError::SyscallError(error)) => Err(error.io_error),

@@ -10,13 +10,14 @@ use causeway_ebpf::abi::{Addr, Flow, LAYOUT_VERSION, flow_kind, is_mapped, mappe
 
 use super::maps::Plain;
 
-/// Tells the original destination of accepted connections. Cheap to clone, to be had by every worker.
-#[derive(Clone, Debug)]
-pub struct OriginalDst(Arc<SkStorage<MapData, Plain<Flow>>>);
+/// Tells the original destination of accepted connections. Cheap to clone, to be had by every worker. By default no connection
+/// was redirected, as where no program runs.
+#[derive(Clone, Debug, Default)]
+pub struct OriginalDst(Option<Arc<SkStorage<MapData, Plain<Flow>>>>);
 
 impl OriginalDst {
     pub(super) fn new(storage: SkStorage<MapData, Plain<Flow>>) -> Self {
-        Self(Arc::new(storage))
+        Self(Some(Arc::new(storage)))
     }
 
     /// Original destination of a connection the outbound listener accepted: one system call. `None` means that the connection
@@ -25,7 +26,8 @@ impl OriginalDst {
     /// # Errors
     /// Those of the map look-up, `InvalidData` if another version of the programs wrote the value.
     pub fn get(&self, socket: BorrowedFd<'_>) -> io::Result<Option<SocketAddr>> {
-        let flow = match self.0.get(&socket, 0) {
+        let Some(storage) = &self.0 else { return Ok(None) };
+        let flow = match storage.get(&socket, 0) {
             Ok(Plain(flow)) => flow,
             Err(MapError::KeyNotFound) => return Ok(None),
             Err(MapError::SyscallError(error)) => return Err(error.io_error),

@@ -45,6 +45,11 @@ impl Pins {
         Ok(pins)
     }
 
+    /// Whether an earlier daemon of an instance left anything.
+    pub(super) fn are_there(bpffs: &Path, instance: &str) -> bool {
+        bpffs.join("causeway").join(instance).is_dir()
+    }
+
     /// Opens the directory of an instance if there is one.
     pub(super) fn existing(bpffs: &Path, instance: &str) -> Result<Option<Self>, LoadError> {
         check_instance(instance)?;

@@ -15,6 +15,8 @@ const BPF: u32 = 39;
 pub enum Role {
     /// Loads and attaches programs, opens namespace files of other users' processes, marks sockets. Never enters a namespace.
     Engine,
+    /// A gateway that has no programs. Takes profiles where it was let; everything else it does, anybody may.
+    Gateway,
     /// Enters namespaces, opens sockets there, writes rules and the namespace's sysctl values. Never touches a program.
     NetnsHelper,
 }
@@ -25,6 +27,7 @@ impl Role {
     pub fn capabilities(self) -> u64 {
         let kept: &[u32] = match self {
             Role::Engine => &[NET_ADMIN, SYS_PTRACE, PERFMON, BPF],
+            Role::Gateway => &[PERFMON],
             Role::NetnsHelper => &[NET_ADMIN, SYS_ADMIN],
         };
         kept.iter().fold(0, |set, bit| set | 1 << bit)

@@ -96,6 +96,11 @@ impl Redirector {
         Ok(redirector)
     }
 
+    /// Whether an earlier daemon of this instance left programs, maps or pods behind, which somebody has to take over.
+    pub fn left_behind(bpffs: &std::path::Path, instance: &str) -> bool {
+        Pins::are_there(bpffs, instance)
+    }
+
     /// Fills the maps, then puts the programs in place.
     fn take_over(&mut self) -> Result<(), LoadError> {
         self.write_engine()?;

@@ -68,6 +68,16 @@ impl From<IpAddr> for Family {
 #[derive(Debug)]
 pub struct SocketChannel(pub(super) OwnedFd);
 
+impl SocketChannel {
+    /// A channel whose other end nobody holds: whatever is asked for fails, as when the helper is gone.
+    ///
+    /// # Errors
+    /// No pair of sockets can be made.
+    pub fn closed() -> io::Result<Self> {
+        wire::pair().map(|(ours, _)| Self(ours))
+    }
+}
+
 type Key = (PodId, SocketKind, Family);
 
 /// Stock of one kind of socket of one pod.

@@ -154,6 +154,13 @@ pub enum Exports {
     All,
     /// Those with these keys.
     Named(BTreeSet<Arc<str>>),
+    /// Those, and all that clusters share.
+    Shared {
+        /// Those with these keys, shared or not.
+        named: BTreeSet<Arc<str>>,
+        /// Keys of what clusters share, as the Kubernetes API has told; `None` before it has.
+        shared: Option<BTreeSet<Arc<str>>>,
+    },
 }
 
 impl Exports {
@@ -163,7 +170,26 @@ impl Exports {
         match self {
             Self::All => true,
             Self::Named(keys) => keys.contains(service_key),
+            Self::Shared { named, shared } => {
+                named.contains(service_key) || shared.as_ref().is_some_and(|keys| keys.contains(service_key))
+            }
         }
+    }
+
+    /// Keys that are known; none where all services are meant.
+    pub fn keys(&self) -> impl Iterator<Item = &Arc<str>> {
+        let (named, shared) = match self {
+            Self::All => (None, None),
+            Self::Named(keys) => (Some(keys), None),
+            Self::Shared { named, shared } => (Some(named), shared.as_ref()),
+        };
+        named.into_iter().chain(shared).flatten()
+    }
+
+    /// Whether somebody still has to say what is exported.
+    #[must_use]
+    pub fn is_awaited(&self) -> bool {
+        matches!(self, Self::Shared { shared: None, .. })
     }
 }
 

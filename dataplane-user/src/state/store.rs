@@ -1,5 +1,6 @@
 //! The newest model, for many readers.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -7,7 +8,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
 use super::writer::Shadow;
-use super::{Applied, Enrolment, Model, NodeConfig, NodePort, SourceId, Update};
+use super::{Applied, Enrolment, Exports, Model, NodeConfig, NodePort, SourceId, Update};
 
 /// Holds the newest snapshot. Readers never wait for writers; each change raises the generation.
 #[derive(Debug)]
@@ -30,8 +31,17 @@ struct Writer {
     retired: Vec<Arc<Model>>,
     /// What the file says this node does; what else is known of it is added in the model.
     file: Option<Arc<NodeConfig>>,
-    /// Node ports that the file does not know of.
-    discovered: Vec<NodePort>,
+    /// What the Kubernetes API tells.
+    discovered: Discovered,
+}
+
+/// What the file does not know of.
+#[derive(Debug, Default)]
+struct Discovered {
+    /// Further node ports.
+    node_ports: Vec<NodePort>,
+    /// Keys of the services that clusters share.
+    shared: Option<BTreeSet<Arc<str>>>,
 }
 
 impl ModelStore {
@@ -119,14 +129,28 @@ impl ModelStore {
     /// file says of a port counts first.
     pub fn set_node_ports(&self, discovered: Vec<NodePort>) {
         let mut writer = self.writer();
-        if writer.discovered == discovered {
+        if writer.discovered.node_ports == discovered {
             return;
         }
-        writer.discovered = discovered;
+        writer.discovered.node_ports = discovered;
+        self.recompose(&mut writer, false);
+    }
+
+    /// Takes over the keys of all services that clusters share. What is shared no longer is withdrawn from connections that run.
+    pub fn set_shared(&self, keys: BTreeSet<Arc<str>>) {
+        let mut writer = self.writer();
+        if writer.discovered.shared.as_ref() == Some(&keys) {
+            return;
+        }
+        writer.discovered.shared = Some(keys);
+        self.recompose(&mut writer, true);
+    }
+
+    fn recompose(&self, writer: &mut Writer, authorization: bool) {
         let mut model = (*self.load()).clone();
         let file = writer.file.get_or_insert_with(|| model.node.clone()).clone();
         model.set_node(with_discovered(&file, &writer.discovered));
-        self.publish(&mut writer, model, false);
+        self.publish(writer, model, authorization);
     }
 
     fn publish(&self, writer: &mut Writer, model: Model, authorization: bool) {
@@ -170,16 +194,20 @@ impl ModelStore {
     }
 }
 
-/// The node's part of the file with node ports that the file does not have.
-fn with_discovered(file: &Arc<NodeConfig>, discovered: &[NodePort]) -> Arc<NodeConfig> {
+/// The node's part of the file with what the file does not have.
+fn with_discovered(file: &Arc<NodeConfig>, discovered: &Discovered) -> Arc<NodeConfig> {
     let taken = |port: u16| file.node_ports.iter().any(|own| own.port == port || own.health_check == Some(port));
     let free = |port: &&NodePort| !taken(port.port) && !port.health_check.is_some_and(taken);
-    let fresh: Vec<NodePort> = discovered.iter().filter(free).cloned().collect();
-    if fresh.is_empty() {
+    let fresh: Vec<NodePort> = discovered.node_ports.iter().filter(free).cloned().collect();
+    let is_told = file.exports.is_awaited() && discovered.shared.is_some();
+    if fresh.is_empty() && !is_told {
         return file.clone();
     }
     let mut node = (**file).clone();
     node.node_ports.extend(fresh);
+    if let Exports::Shared { shared, .. } = &mut node.exports {
+        shared.clone_from(&discovered.shared);
+    }
     Arc::new(node)
 }
 
@@ -223,5 +251,34 @@ mod tests {
         assert_eq!(known(), [30080, 31000, 30081]);
         store.set_node_ports(Vec::new());
         assert_eq!(known(), [0u16; 0]);
+    }
+
+    #[test]
+    fn what_clusters_share_is_exported_once_it_is_told_and_as_long_as_it_is_shared() {
+        let text =
+            |exports: &str| format!("causeway: {{node: n, network: net, controlPlane: {{}}, exports: [{exports}]}}");
+        let parse = |exports: &str| file::parse(&text(exports), Path::new("m.yaml")).unwrap();
+        let store = ModelStore::new(parse("global, ns/always.ns.svc"));
+        let exports = || store.load().node.exports.clone();
+        assert!(
+            exports().is_awaited() && exports().contains("ns/always.ns.svc") && !exports().contains("ns/web.ns.svc")
+        );
+        let mut withdrawn = store.subscribe_authorization();
+        store.set_shared(["ns/web.ns.svc".into()].into());
+        assert!(
+            !exports().is_awaited() && exports().contains("ns/web.ns.svc") && exports().contains("ns/always.ns.svc")
+        );
+        assert_eq!(exports().keys().count(), 2);
+        store.replace(parse("global"));
+        assert!(
+            exports().contains("ns/web.ns.svc") && !exports().contains("ns/always.ns.svc"),
+            "a changed file keeps it"
+        );
+        withdrawn.mark_unchanged();
+        store.set_shared(BTreeSet::new());
+        assert!(!exports().contains("ns/web.ns.svc") && withdrawn.has_changed().unwrap());
+        store.replace(parse("ns/always.ns.svc"));
+        store.set_shared(["ns/web.ns.svc".into()].into());
+        assert!(!exports().contains("ns/web.ns.svc"), "a file that does not ask for it is not given it");
     }
 }

@@ -2,11 +2,12 @@
 //! the tier takes them down.
 
 pub mod deployed;
+pub mod linked;
 
 use crate::{Error, Result, context, process};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 /// How long something in a cluster may take that involves starting a pod.
@@ -85,6 +86,30 @@ impl Clusters {
         let mut command = cluster(&[&["exec", place, "--"], words].concat())?;
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         command.spawn().map_err(context("xtask"))
+    }
+
+    /// A line of shell of somebody with kubectl, helm, causeway and a context for each cluster, whatever becomes of it.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn try_shell(&self, line: &str) -> Result<Output> {
+        cluster(&["shell", "--", line])?.stdin(Stdio::null()).output().map_err(context("xtask"))
+    }
+
+    /// As [`Clusters::try_shell`], and what it printed; it must succeed.
+    ///
+    /// # Errors
+    /// What it said.
+    pub fn shell(&self, line: &str) -> Result<String> {
+        output(cluster(&["shell", "--", line])?)
+    }
+
+    /// What names of these clusters begin with in the kernel.
+    ///
+    /// # Errors
+    /// If xtask was not built.
+    pub fn tag(&self) -> Result<String> {
+        Ok(output(cluster(&["tag"])?)?.trim().to_owned())
     }
 
     /// Makes an image archive known to the nodes of a cluster.

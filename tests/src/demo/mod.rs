@@ -3,6 +3,7 @@
 //! Every sentence it prints is checked first; a promise that does not hold ends it with an error.
 
 mod clean;
+pub mod kubernetes;
 mod report;
 mod stage;
 mod steps;

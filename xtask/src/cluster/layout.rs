@@ -131,6 +131,11 @@ impl Cluster {
         format!("network{}", self.0)
     }
 
+    /// The addresses of its nodes.
+    pub fn nodes(self) -> String {
+        format!("172.29.{}.0/24", self.0)
+    }
+
     /// Its folder.
     pub fn folder(self) -> PathBuf {
         state().join(self.name())

@@ -12,6 +12,7 @@ mod pki;
 mod plane;
 mod providers;
 mod runtime;
+mod shell;
 mod status;
 mod store;
 mod template;
@@ -83,6 +84,12 @@ pub enum Action {
         #[arg(last = true, required = true)]
         words: Vec<OsString>,
     },
+    /// A shell outside of all nodes with kubectl, helm, causeway and a context for each cluster
+    Shell {
+        /// A line for it; without one it is yours
+        #[arg(last = true)]
+        words: Vec<OsString>,
+    },
     /// Import an image archive on every node of a cluster
     Load {
         /// The cluster's number
@@ -137,6 +144,10 @@ pub fn run(action: Action) -> Result<()> {
         Action::Kubectl { cluster, words } => become_program(plane::kubectl(known(cluster)?).args(words)),
         Action::Helm { cluster, words } => become_program(plane::helm_command(known(cluster)?).args(words)),
         Action::Exec { place, words } => exec(&place, &words),
+        Action::Shell { words } => {
+            running()?.ok_or("no clusters are up: cargo xtask cluster up")?;
+            become_program(&mut shell::command(&words)?)
+        }
         Action::Load { cluster, archive } => load(known(cluster)?, &archive),
         Action::Stop { node, daemon } => stop(find(&node, &daemon)?, &daemon),
         Action::Start { node, daemon } => start(find(&node, &daemon)?, &daemon),

@@ -66,7 +66,36 @@ fn network(node: Node, shape: Shape) -> Result<()> {
     for other in shape.nodes_of(node.cluster()).into_iter().filter(|other| *other != node) {
         ip_in(&name, &format!("route add {} via {}", other.pods(), other.address()))?;
     }
-    Ok(())
+    masquerade(node)
+}
+
+/// Outside of its cluster a pod is seen with the address of its node, as CNIs have it: other clusters have pods of the same
+/// address. In a table of its own, which kube-proxy leaves alone.
+fn masquerade(node: Node) -> Result<()> {
+    let rules = format!(
+        "add table ip pods\nadd chain ip pods leave {{ type nat hook postrouting priority srcnat; }}\n\
+         add rule ip pods leave ip saddr {pods} ip daddr != {{ {pods}, {services}, {own} }} masquerade\n",
+        pods = layout::PODS,
+        services = layout::SERVICES,
+        own = node.cluster().nodes(),
+    );
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net=/run/netns/{}", node.unit())).args(["nft", "--file", "-"]);
+    feed(&format!("masquerading on {}", node.name()), &mut command, &rules)
+}
+
+/// Runs a command to its end that is told by its standard input what to do.
+fn feed(what: &str, command: &mut Command, input: &str) -> Result<()> {
+    let failed = |error: std::io::Error| format!("{what}: {error}");
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(failed)?;
+    // Taken, and closed at the end of the statement: the command waits for that.
+    child.stdin.take().map_or(Ok(()), |mut pipe| pipe.write_all(input.as_bytes())).map_err(failed)?;
+    let done = child.wait_with_output().map_err(failed)?;
+    if done.status.success() {
+        return Ok(());
+    }
+    Err(format!("{what}: {}\n{}", done.status, String::from_utf8_lossy(&done.stderr).trim()))
 }
 
 fn namespaces(node: Node) -> Result<()> {

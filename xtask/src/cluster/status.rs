@@ -35,7 +35,7 @@ pub fn daemons(node: Node) -> impl Iterator<Item = &'static str> {
 /// How to look around.
 pub fn how() -> String {
     format!(
-        "  cargo xtask cluster kubectl 1 -- get pods -A\n  cargo xtask cluster exec c1n1 -- ip address       (a node; wan is outside of all)\n  cargo xtask cluster down\n  kubeconfigs and logs: {}",
+        "  cargo xtask cluster kubectl 1 -- get pods -A\n  cargo xtask cluster exec c1n1 -- ip address       (a node; wan is outside of all)\n  cargo xtask cluster shell                         (kubectl, helm and causeway, a context for each cluster)\n  cargo xtask cluster down\n  kubeconfigs and logs: {}",
         state().display()
     )
 }

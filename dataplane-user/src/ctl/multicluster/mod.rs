@@ -73,7 +73,7 @@ struct Expose {
     /// Only the service and what describes it; pods with the label app: causeway-gateway come from somewhere else.
     #[arg(long, conflicts_with = "image")]
     no_pods: bool,
-    /// Services that others may reach, as namespace/hostname; those labelled istio.io/global=true if absent.
+    /// Services that others may reach, as namespace/hostname; those labelled istio.io/global=true, now and later, if absent.
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     exports: Vec<String>,
     /// Change nothing: print the objects.

@@ -117,6 +117,7 @@ fn of_link(from: &Cluster, to: &Cluster) -> Vec<Finding> {
         .into_iter()
         .filter(|gateway| gateway.network == to.network() || gateway.cluster == name)
         .collect();
+    let entry = to.entries().into_iter().find(|entry| entry.kind == "NodePort");
     let mut findings = Vec::new();
     if own.is_empty() && remote.is_empty() {
         let finding = Finding::error(
@@ -124,10 +125,13 @@ fn of_link(from: &Cluster, to: &Cluster) -> Vec<Finding> {
             format!("{} reads {} and has no way into its network", from.context, to.context),
             format!("{}: secret for {name}", from.context),
         );
-        findings
-            .push(finding.why("services of that cluster have endpoints that cannot be reached").repair(link.clone()));
+        let way = if entry.is_some() { " --node-port" } else { "" };
+        findings.push(
+            finding
+                .why("services of that cluster have endpoints that cannot be reached")
+                .repair(format!("{link}{way}")),
+        );
     }
-    let entry = to.entries().into_iter().find(|entry| entry.kind == "NodePort");
     for gateway in &remote {
         let place = format!("{}: gateway {}", from.context, gateway.name);
         let node_port = entry.as_ref().and_then(|entry| Some((entry, entry.node_port?)));

@@ -1,7 +1,7 @@
 //! Checks across objects: whatever is named must be there.
 
 use super::locate::Place;
-use super::{Problems, raw};
+use super::{Problems, convert_node, raw};
 use crate::state::{Destination, Model, NodePortTarget, Workload, normal_host};
 
 /// Reports references that lead nowhere.
@@ -136,7 +136,7 @@ fn node_references(file: &raw::File, model: &Model, problems: &mut Problems) {
     }
     node_port_references(model, &causeway, problems);
     for (index, text) in file.causeway.exports.iter().enumerate() {
-        if text != "*" && !told_by_others(model) && !knows_service(model, text) {
+        if text != "*" && text != convert_node::SHARED && !told_by_others(model) && !knows_service(model, text) {
             problems.add(
                 &causeway.key("exports").index(index),
                 format!("no service {text:?} in this file"),

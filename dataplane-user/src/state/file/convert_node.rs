@@ -19,6 +19,8 @@ use crate::state::{
 const DEFAULT_TTL: Duration = Duration::from_secs(24 * 3600);
 /// Shorter lives leave no time to renew; longer ones are mistakes.
 const TTL_RANGE: std::ops::RangeInclusive<u64> = 10..=10 * 365 * 24 * 3600;
+/// Stands for all services that the Kubernetes API says clusters share.
+pub(super) const SHARED: &str = "global";
 /// Where `ip netns add` keeps its names.
 const NETNS_DIRECTORY: &str = "/run/netns";
 
@@ -275,9 +277,9 @@ fn exports(raw: &[String], place: &Place, problems: &mut Problems) -> Exports {
     if raw.iter().any(|text| text == "*") {
         return Exports::All;
     }
-    Exports::Named(
-        raw.iter().enumerate().filter_map(|(index, text)| service_key(text, &place.index(index), problems)).collect(),
-    )
+    let names = raw.iter().enumerate().filter(|(_, text)| *text != SHARED);
+    let named = names.filter_map(|(index, text)| service_key(text, &place.index(index), problems)).collect();
+    if raw.iter().any(|text| text == SHARED) { Exports::Shared { named, shared: None } } else { Exports::Named(named) }
 }
 
 fn trust(raw: &[raw::NetworkTrust], base: &Path, place: &Place, problems: &mut Problems) -> Vec<NetworkTrust> {

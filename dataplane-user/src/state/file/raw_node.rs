@@ -39,7 +39,8 @@ pub(super) struct Node {
     /// The east-west gateway role of this node.
     #[serde(default)]
     pub(super) gateway: Option<GatewayRole>,
-    /// Services other networks may reach through the gateway role, "namespace/hostname"; "*" means all.
+    /// Services other networks may reach through the gateway role, "namespace/hostname"; "*" means all, "global" those that
+    /// are labelled istio.io/global=true in the Kubernetes API of this cluster.
     #[serde(default)]
     pub(super) exports: Vec<String>,
     /// Trust domains of other networks.

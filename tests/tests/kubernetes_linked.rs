@@ -1,0 +1,204 @@
+//! Two real clusters, linked by node ports: what is shared is answered by both, and nothing else is.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed step is a failed test")]
+
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::time::Duration;
+use testkit::clusters::Clusters;
+use testkit::clusters::deployed::SHOP;
+use testkit::clusters::linked::{CHECK, CLIENT, Cut, GATEWAYS, Linked, Outside, STRANGER, WEB, clusters_in};
+use testkit::{Capture, process};
+
+/// A pod of the second cluster, which the first one has none of.
+const DB: &str = "http://db-1.db.shop.svc.cluster.local/";
+/// Who may call the pods of the second cluster.
+const POLICY: &str = "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: db, namespace: shop}
+spec:
+  selector: {matchLabels: {app: db}}
+  action: ALLOW
+  rules: [{from: [{source: {principals: [cluster.local/ns/shop/sa/client]}}]}]
+";
+
+#[test]
+fn a_shared_service_is_answered_by_both_clusters_and_callers_are_known_by_their_identity() {
+    testkit::needs_root!();
+    let clusters = Clusters::any().unwrap();
+    let linked = Linked::make(&clusters).unwrap();
+    let outside = Outside::of(&clusters).unwrap();
+    let cable = format!("{}-c1n1", clusters.tag().unwrap());
+    let capture = Capture::start(outside.place(), &cable).unwrap();
+
+    for number in [1, 2] {
+        let answers = linked.answers(number, CLIENT, WEB, 40).unwrap();
+        println!("from cluster{number}: {answers:?}");
+        assert!(!answers.contains_key(""), "{answers:?}\n{}", linked.log_tails());
+        assert_eq!(clusters_in(&answers), ["cluster1", "cluster2"], "{answers:?}");
+        assert_eq!(answers.len(), 4, "one pod on each of four nodes: {answers:?}");
+    }
+    let (client, web) = ("spiffe://cluster.local/ns/shop/sa/client", "spiffe://cluster.local/ns/shop/sa/web");
+    let seen = |line: &str, direction: &str| {
+        line.contains(&format!("direction={direction}")) && line.contains(&format!("src.identity={client}"))
+    };
+    let logs = || linked.deployed[1].logs().unwrap();
+    process::until(Duration::from_secs(30), || {
+        // That it came through a gateway shows in the address behind it.
+        logs().lines().any(|line| {
+            seen(line, "inbound") && line.contains(&format!("dst.identity={web}")) && line.contains(" client=10.244.")
+        })
+    })
+    .unwrap_or_else(|error| panic!("{error}\n{}", logs()));
+    assert!(linked.gateway_logs(2).unwrap().lines().any(|line| seen(line, "gateway")), "{}", linked.log_tails());
+
+    let seen = capture.finish(&[b"GET / HTTP", b"cluster=cluster", b"HTTP/1.1 200"]).unwrap();
+    let ports = [1, 2].map(|number| seen.port(linked.node_port(number).unwrap()));
+    println!("on the cable of c1n1: {} packets, node ports of the gateways {ports:?}", seen.packets);
+    assert_eq!((seen.readable.clone(), seen.dropped), (Vec::new(), 0));
+    assert!(ports.iter().all(|port| port.tls_handshakes > 0 && port.tls_data > 0), "{ports:?}");
+
+    // A pod of the other cluster by its own name, and who may call it.
+    let answers = linked.answers(1, CLIENT, DB, 5).unwrap();
+    assert_eq!(answers.keys().collect::<Vec<_>>(), ["cluster2/db-1"], "{}", linked.log_tails());
+    clusters.apply(2, POLICY).unwrap();
+    let refused = || linked.answers(1, STRANGER, DB, 3).unwrap().keys().eq([""]);
+    process::until(Duration::from_secs(30), refused).unwrap();
+    let answers = linked.answers(1, CLIENT, DB, 5).unwrap();
+    assert_eq!(answers.keys().collect::<Vec<_>>(), ["cluster2/db-1"], "the policy allows this one");
+    let why = |line: &str| line.contains("sa/stranger") && line.contains("leg=accept/policy");
+    process::until(Duration::from_secs(10), || logs().lines().any(why)).unwrap_or_else(|_| panic!("{}", logs()));
+
+    // What is not shared stays in its cluster; what is shared no longer goes back there.
+    let private = linked.answers(1, CLIENT, "http://private.shop.svc.cluster.local/", 20).unwrap();
+    assert_eq!(clusters_in(&private), ["cluster1"], "{private:?}");
+    let label = |value: &str| {
+        clusters.kubectl(2, &["-n", SHOP, "label", "service", "web", &format!("istio.io/global{value}")]).unwrap()
+    };
+    label("-");
+    let alone = || {
+        let answers = linked.answers(1, CLIENT, WEB, 20).unwrap();
+        clusters_in(&answers) == ["cluster1"] && !answers.contains_key("")
+    };
+    process::until(Duration::from_secs(60), alone).unwrap();
+    label("=true");
+    linked.settle().unwrap();
+}
+
+#[test]
+fn a_gateway_that_ends_and_a_node_that_is_cut_off_are_passed_by() {
+    testkit::needs_root!();
+    let clusters = Clusters::any().unwrap();
+    let linked = Linked::make(&clusters).unwrap();
+    assert_eq!(linked.gateways(2).unwrap().keys().collect::<Vec<_>>(), ["c2n1", "c2n2"], "one on each node");
+
+    // A pod that is deleted hands over: nothing fails.
+    let gone = linked.gateways(2).unwrap().remove("c2n2").unwrap();
+    let calls = std::thread::scope(|scope| {
+        let load = scope.spawn(|| linked.answers(1, CLIENT, DB, 300).unwrap());
+        clusters.kubectl(2, &["-n", GATEWAYS, "delete", "pod", &gone, "--wait=false"]).unwrap();
+        load.join().unwrap()
+    });
+    println!("while a gateway pod ended: {calls:?}");
+    assert_eq!(calls.get(""), None, "{}", linked.log_tails());
+    linked.expose().unwrap();
+
+    // A cable that is pulled says nothing; the pods that are called are on the other node.
+    let cut = Cut::off(&clusters, "c2n2").unwrap();
+    let mut during = Vec::new();
+    process::until(Duration::from_secs(90), || {
+        let answers = linked.answers(1, CLIENT, DB, 10).unwrap();
+        let failed = answers.get("").copied().unwrap_or_default();
+        during.push(failed);
+        failed == 0
+    })
+    .unwrap_or_else(|error| panic!("{error}: {during:?}\n{}", linked.log_tails()));
+    println!("failed of 10 calls each, after the cable was pulled: {during:?}");
+    let answers = linked.answers(1, CLIENT, DB, 50).unwrap();
+    assert_eq!(answers.get("cluster2/db-1"), Some(&50), "{answers:?}\n{}", linked.log_tails());
+    drop(cut);
+    let node = ["wait", "--for=condition=Ready", "node/c2n2", "--timeout=120s"];
+    clusters.kubectl(2, &node).unwrap();
+    linked.settle().unwrap();
+}
+
+/// What a check says: whether all is well, and the finding that says `text`.
+fn check(clusters: &Clusters, text: &str) -> (i32, Option<Value>) {
+    let done = clusters.try_shell(&format!("{CHECK} -o json")).unwrap();
+    let answer: Value = serde_json::from_slice(&done.stdout).unwrap_or_else(|_| panic!("{done:?}"));
+    let all = answer["checks"].as_array().unwrap().iter();
+    let findings = all.flat_map(|check| check["findings"].as_array().unwrap());
+    let found = findings.into_iter().find(|finding| finding["what"].as_str().unwrap().contains(text));
+    (done.status.code().unwrap(), found.cloned())
+}
+
+#[test]
+fn a_check_is_green_until_something_breaks_and_its_command_repairs_it() {
+    testkit::needs_root!();
+    let clusters = Clusters::any().unwrap();
+    let linked = Linked::make(&clusters).unwrap();
+    let all = clusters.try_shell(CHECK).unwrap();
+    println!("{}", String::from_utf8_lossy(&all.stdout));
+    assert!(all.status.success(), "{all:?}");
+    let gateways = format!("kubectl --context cluster1 -n {GATEWAYS}");
+    for (line, text) in [
+        (format!("{gateways} delete gateway peer-cluster2"), "has no way into its network"),
+        (
+            format!("{gateways} label service causeway-gateway --overwrite topology.istio.io/network=elsewhere"),
+            "labelled with network \"elsewhere\"",
+        ),
+        (
+            format!("{gateways} scale deployment causeway-gateway --replicas=0 && sleep 3"),
+            "pods behind the entry point is ready",
+        ),
+        ("kubectl --context cluster2 -n shop label service web istio.io/global-".to_owned(), "global in cluster1 only"),
+    ] {
+        clusters.shell(&line).unwrap();
+        let (code, found) = check(&clusters, text);
+        let found = found.unwrap_or_else(|| panic!("{text:?} was not found after: {line}"));
+        println!("{}\n  repair {}", found["what"], found["repair"]);
+        assert_eq!(code, i32::from(found["severity"] == "error"), "{found}");
+        clusters.shell(found["repair"].as_str().unwrap()).unwrap();
+        process::until(Duration::from_secs(60), || check(&clusters, text).1.is_none())
+            .unwrap_or_else(|_| panic!("still found after {}: {found}", found["repair"]));
+    }
+    process::until(Duration::from_secs(60), || check(&clusters, "").0 == 0)
+        .unwrap_or_else(|_| panic!("{:?}", check(&clusters, "")));
+    linked.settle().unwrap();
+}
+
+#[test]
+fn daemons_of_two_clusters_on_one_kernel_have_their_own_pods_alone() {
+    testkit::needs_root!();
+    let clusters = Clusters::any().unwrap();
+    let linked = Linked::make(&clusters).unwrap();
+    let mut addresses: Vec<BTreeSet<String>> = Vec::new();
+    for (number, deployed) in [1, 2].into_iter().zip(&linked.deployed) {
+        let mut here = BTreeSet::new();
+        for (node, agent) in deployed.agents().unwrap() {
+            let status: Value = serde_json::from_str(&deployed.status(&agent, "json").unwrap()).unwrap();
+            let pods = status["pods"].as_array().unwrap();
+            let uids: BTreeSet<String> = pods.iter().map(|pod| pod["uid"].as_str().unwrap().to_owned()).collect();
+            let on_node = format!("--field-selector=spec.nodeName={node}");
+            let path = "{range .items[*]}{.metadata.name} {.status.podIP}{\"\\n\"}{end}";
+            let words = ["-n", SHOP, "get", "pods", &on_node, "-o", &format!("jsonpath={path}")];
+            let listed = clusters.kubectl(number, &words).unwrap();
+            let listed: Vec<(&str, &str)> = listed.lines().filter_map(|line| line.split_once(' ')).collect();
+            let expected: BTreeSet<String> =
+                listed.iter().map(|(name, _)| format!("cluster{number}//Pod/{SHOP}/{name}")).collect();
+            assert_eq!(uids, expected, "{node}");
+            assert!(pods.iter().all(|pod| pod["state"] == "Enrolled"), "{status}");
+            here.extend(listed.iter().map(|(_, ip)| (*ip).to_owned()));
+        }
+        addresses.push(here);
+    }
+    let both: Vec<&String> = addresses[0].intersection(&addresses[1]).collect();
+    println!("addresses that both clusters have: {both:?}");
+    assert!(!both.is_empty(), "no pods of the same address: {addresses:?}");
+    // Each is reached at its own cluster's address by its own neighbours.
+    for number in [1, 2] {
+        let answers = linked.answers(number, CLIENT, "http://private.shop.svc.cluster.local/", 20).unwrap();
+        assert_eq!(clusters_in(&answers), [format!("cluster{number}")], "{answers:?}");
+        assert_eq!(answers.len(), 2, "{answers:?}");
+    }
+}
