@@ -92,6 +92,7 @@ impl Answers {
             "node_ports": pods.node_ports,
             "model_error": pods.model_error,
             "trouble": pods.trouble,
+            "entry_points": self.shared.entry_points.list(),
             "look": &*pods.look.lock().unwrap_or_else(PoisonError::into_inner),
             "counters": self.shared.counters.read(),
             "kernel": pods.kernel.iter().copied().collect::<BTreeMap<_, _>>(),

@@ -394,9 +394,11 @@ impl Inner {
         let stream = match opened {
             Ok(stream) => {
                 self.worker.health.answered(&name);
+                self.worker.shared.entry_points.answered(&self.route.network, &name, source.walk.times());
                 stream
             }
             Err(error) => {
+                self.worker.shared.entry_points.failed(&self.route.network, &name, &error);
                 // An answer, whatever it says, means that the entry point lives.
                 if matches!(error.leg, Leg::Resolve | Leg::OuterTcp | Leg::OuterTls) {
                     self.worker.health.failed(&name);

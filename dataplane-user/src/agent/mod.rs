@@ -13,6 +13,7 @@ pub mod dns;
 mod enrolment;
 mod entry;
 mod entry_health;
+pub mod entry_points;
 pub mod environment;
 pub mod gateways;
 pub mod headers;

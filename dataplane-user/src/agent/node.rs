@@ -198,8 +198,7 @@ impl Node {
         if let Some(events) = redirector.as_mut().map(Redirector::events).transpose()?.flatten() {
             tokio::spawn(events);
         }
-        let node = model.node.clone();
-        let model = Arc::new(ModelStore::new(model));
+        let (node, model) = (model.node.clone(), Arc::new(ModelStore::new(model)));
         let control_planes = control_plane::start(&node, &model, environment)?;
         let shared = Arc::new(Shared {
             model,
@@ -213,6 +212,7 @@ impl Node {
             connections: Arc::new(Connections::new(counters.clone(), traffic)),
             counters,
             proofs: Proofs::default(),
+            entry_points: Default::default(),
         });
         let (drain, draining) = watch::channel(false);
         let mut handles = Vec::with_capacity(workers);

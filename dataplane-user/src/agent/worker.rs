@@ -22,7 +22,10 @@ use tokio::{
 };
 use tracing::warn;
 
-use super::{dns, entry, gateways::Health, inbound, look, node_ports, outbound, plaintext, proof::Proofs};
+use super::{
+    dns, entry, entry_points::EntryPoints, gateways::Health, inbound, look, node_ports, outbound, plaintext,
+    proof::Proofs,
+};
 use crate::{
     dns::Reserved,
     gateway::{Gateway, Load},
@@ -67,6 +70,8 @@ pub struct Shared {
     pub connections: Arc<Connections>,
     /// Connections by which the capture of a pod is tried.
     pub proofs: Proofs,
+    /// What was found at the entry points of other networks.
+    pub entry_points: EntryPoints,
 }
 
 /// An order from the control thread.

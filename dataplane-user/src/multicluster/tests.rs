@@ -142,6 +142,8 @@ fn what_agents_say_of_themselves_is_found() {
     };
     let well = json!({"trouble": null, "model_error": null, "pods": [{"uid": "a", "state": "Enrolled"}],
         "control_planes": [{"address": "https://istiod:15012", "connected": true}],
+        "entry_points": [{"network": "network2", "address": "192.0.2.2:15008", "failures": 0,
+            "leg": "outer-tcp", "error": "silence"}],
         "look": {"programs": {"outbound4": true}, "detached": {}, "dns": {"pod": "a", "name": "web", "ms": 0.3}}});
     let with = |pointer: &str, value: Value| {
         let mut said = well.clone();
@@ -158,6 +160,10 @@ fn what_agents_say_of_themselves_is_found() {
         (
             with("/look/dns", json!({"pod": "a", "name": "web", "error": "silence"})),
             "DNS in a: no answer for web: silence",
+        ),
+        (
+            with("/entry_points/0/failures", json!(3)),
+            "the entry point 192.0.2.2:15008 of network2 fails at outer-tcp: silence",
         ),
         (
             with(

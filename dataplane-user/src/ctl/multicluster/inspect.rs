@@ -56,6 +56,33 @@ fn describe(cluster: &Cluster) -> Value {
         "trustDomain": cluster.trust_domain(), "entry": entry, "calls": calls})
 }
 
+/// Columns of what nodes found at entry points.
+const WAYS: [(&str, &str); 7] = [
+    ("CONTEXT", "/context"),
+    ("NODE", "/node"),
+    ("NETWORK", "/network"),
+    ("ENTRY POINT", "/address"),
+    ("TCP MS", "/tcp_ms"),
+    ("TLS MS", "/tls_ms"),
+    ("LAST FAILING LEG", "/leg"),
+];
+
+/// What the nodes found at the entry points of other networks.
+fn ways(scene: &Scene) -> Vec<Value> {
+    let reports = scene.clusters.iter().flat_map(|cluster| cluster.reports.iter().map(move |report| (cluster, report)));
+    let mut ways = Vec::new();
+    for (cluster, report) in reports {
+        let points = report.said.as_ref().ok().and_then(|said| said["entry_points"].as_array());
+        for point in points.into_iter().flatten() {
+            let mut way = point.clone();
+            way["context"] = json!(cluster.context);
+            way["node"] = json!(report.node);
+            ways.push(way);
+        }
+    }
+    ways
+}
+
 pub(super) async fn check(args: &Check) -> Result<ExitCode, Ended> {
     let known = read(&args.which.place, &args.which.contexts).await?;
     let mut clusters = Vec::new();
@@ -86,7 +113,7 @@ pub(super) async fn check(args: &Check) -> Result<ExitCode, Ended> {
                         "connected_ms": probe.connected.as_secs_f64() * 1e3, "answer": format!("{:?}", probe.answer)})
                 })
                 .collect();
-            println!("{}", json!({"ok": !failed, "checks": checks, "probes": probes}));
+            println!("{}", json!({"ok": !failed, "checks": checks, "probes": probes, "ways": ways(&scene)}));
         }
         Form::Table => {
             for (check, findings) in &results {
@@ -102,6 +129,13 @@ pub(super) async fn check(args: &Check) -> Result<ExitCode, Ended> {
             }
             for finding in findings() {
                 print!("\n{finding}");
+            }
+            let ways = ways(&scene);
+            if !ways.is_empty() {
+                println!();
+                let mut lines = vec![WAYS.map(|(title, _)| title.to_owned()).to_vec()];
+                lines.extend(ways.iter().map(|row| WAYS.map(|(_, pointer)| at(row, pointer)).to_vec()));
+                println!("{}", table(&lines));
             }
             let (errors, all) = (findings().filter(|f| f.severity == Severity::Error).count(), findings().count());
             let tried = scene.probes.len();

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::Scene;
 use crate::multicluster::facts::{Cluster, NodeReport};
 use crate::multicluster::finding::Finding;
-use crate::multicluster::objects::{list, text};
+use crate::multicluster::objects::{list, number, text};
 
 /// Everything the agents report that is not as it should be.
 pub(super) fn nodes(scene: &Scene) -> Vec<Finding> {
@@ -62,6 +62,15 @@ fn node(cluster: &Cluster, report: &NodeReport) -> Vec<Finding> {
         let (pod, name) = (text(said, "/look/dns/pod"), text(said, "/look/dns/name"));
         let finding = error(format!("DNS in {pod}: no answer for {name}: {why}"));
         findings.push(finding.why("names of the mesh have no address in the pods of this node").repair(logs.clone()));
+    }
+    // What a single pod of the other side may have caused is no failure of the way there.
+    for one in list(said, "/entry_points").filter(|one| number(one, "/failures") > 0 && text(one, "/leg") != "backend")
+    {
+        let (network, address, leg) = (text(one, "/network"), text(one, "/address"), text(one, "/leg"));
+        let what = format!("the entry point {address} of {network} fails at {leg}: {}", text(one, "/error"));
+        let legs = format!("kubectl --context {context} -n {namespace} logs {name} | grep 'leg={leg}'");
+        let why = "connections of this node to that network fail, or take another way";
+        findings.push(error(what).why(why).repair(legs));
     }
     for plane in list(said, "/control_planes").filter(|plane| plane["connected"] == false) {
         let what =
