@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
-use serde::Serialize;
+use serde_json::{Value, json};
 
 use crate::hbone::{ConnError, Leg, LegTimes};
 
@@ -12,18 +12,16 @@ use crate::hbone::{ConnError, Leg, LegTimes};
 const MEMORY: usize = 1024;
 
 /// One entry point, as this node met it.
-#[derive(Debug, Default, Clone, Serialize, PartialEq)]
-pub(super) struct EntryPoint {
-    network: String,
-    address: String,
-    /// When it last opened a stream, in seconds since 1970; 0 if never.
-    answered: u64,
+#[derive(Debug, Default)]
+struct EntryPoint {
+    /// When it last opened a stream.
+    answered: Option<Instant>,
     /// How long TCP took when a tunnel to it was last made, in milliseconds.
     tcp_ms: Option<f64>,
     /// The same of TLS.
     tls_ms: Option<f64>,
-    /// When it last failed, in seconds since 1970; 0 if never.
-    failed: u64,
+    /// When it last failed.
+    failed: Option<Instant>,
     /// At which leg that was.
     leg: Option<&'static str>,
     /// Why.
@@ -45,8 +43,7 @@ impl EntryPoints {
         let mut all = self.all();
         let key = (network.to_owned(), address.to_owned());
         if all.len() < MEMORY || all.contains_key(&key) {
-            let new = || EntryPoint { network: key.0.clone(), address: key.1.clone(), ..EntryPoint::default() };
-            change(all.entry(key.clone()).or_insert_with(new));
+            change(all.entry(key).or_default());
         }
     }
 
@@ -54,7 +51,7 @@ impl EntryPoints {
     pub(super) fn answered(&self, network: &str, address: &str, times: LegTimes) {
         let ms = |leg| times.of(leg).map(|micros| f64::from(micros) / 1e3);
         self.change(network, address, |entry| {
-            entry.answered = now();
+            entry.answered = Some(Instant::now());
             entry.failures = 0;
             entry.tcp_ms = ms(Leg::OuterTcp).or(entry.tcp_ms);
             entry.tls_ms = ms(Leg::OuterTls).or(entry.tls_ms);
@@ -64,21 +61,26 @@ impl EntryPoints {
     /// No stream was opened there.
     pub(super) fn failed(&self, network: &str, address: &str, error: &ConnError) {
         self.change(network, address, |entry| {
-            entry.failed = now();
+            entry.failed = Some(Instant::now());
             entry.failures += 1;
             entry.leg = Some(error.leg.name());
             entry.error = Some(error.reason.clone());
         });
     }
 
-    /// All that are remembered.
-    pub(super) fn list(&self) -> Vec<EntryPoint> {
-        self.all().values().cloned().collect()
+    /// All that are remembered; times of legs in milliseconds, and how many seconds ago it was.
+    pub(super) fn list(&self) -> Vec<Value> {
+        let ago = |at: Option<Instant>| at.map(|at| at.elapsed().as_secs());
+        let all = self.all();
+        let rows = all.iter().map(|((network, address), entry)| {
+            json!({
+                "network": network, "address": address, "failures": entry.failures,
+                "answered_ago": ago(entry.answered), "tcp_ms": entry.tcp_ms, "tls_ms": entry.tls_ms,
+                "failed_ago": ago(entry.failed), "leg": entry.leg, "error": entry.error,
+            })
+        });
+        rows.collect()
     }
-}
-
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map(|since| since.as_secs()).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -93,16 +95,20 @@ mod tests {
         let points = EntryPoints::default();
         points.failed("n2", "192.0.2.1:15008", &ConnError::retryable(Leg::OuterTls, "192.0.2.1:15008", "no"));
         points.failed("n2", "192.0.2.1:15008", &ConnError::retryable(Leg::OuterTcp, "192.0.2.1:15008", "silence"));
-        let seen = |at: usize| points.list().get(at).cloned().unwrap_or_default();
-        assert_eq!((seen(0).failures, seen(0).leg, seen(0).answered), (2, Some("outer-tcp"), 0));
-        assert_eq!(seen(0).error.as_deref(), Some("silence"));
+        let seen = || points.list().into_iter().next().unwrap_or_default();
+        assert_eq!(
+            seen(),
+            json!({"network": "n2", "address": "192.0.2.1:15008", "failures": 2, "answered_ago": null, "tcp_ms": null,
+                "tls_ms": null, "failed_ago": 0, "leg": "outer-tcp", "error": "silence"})
+        );
         let walk = Walk::default();
         walk.done(Leg::OuterTcp, Instant::now());
         points.answered("n2", "192.0.2.1:15008", walk.times());
-        let first = seen(0);
-        assert!(first.failures == 0 && first.answered > 0 && first.tcp_ms.is_some() && first.tls_ms.is_none());
+        let first = seen();
+        assert!(first["failures"] == 0 && first["answered_ago"] == 0, "{first}");
+        assert!(first["tcp_ms"].is_number() && first["tls_ms"].is_null(), "{first}");
         points.answered("n2", "192.0.2.1:15008", LegTimes::default());
-        assert_eq!(seen(0).tcp_ms, first.tcp_ms, "a stream in a standing tunnel says nothing of TCP");
+        assert_eq!(seen()["tcp_ms"], first["tcp_ms"], "a stream in a standing tunnel says nothing of TCP");
         for number in 0..MEMORY {
             points.answered("n3", &number.to_string(), LegTimes::default());
         }

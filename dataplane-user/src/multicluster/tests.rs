@@ -143,7 +143,7 @@ fn what_agents_say_of_themselves_is_found() {
     let well = json!({"trouble": null, "model_error": null, "pods": [{"uid": "a", "state": "Enrolled"}],
         "control_planes": [{"address": "https://istiod:15012", "connected": true}],
         "entry_points": [{"network": "network2", "address": "192.0.2.2:15008", "failures": 0,
-            "leg": "outer-tcp", "error": "silence"}],
+            "failed_ago": 7, "leg": "outer-tcp", "error": "silence"}],
         "look": {"programs": {"outbound4": true}, "detached": {}, "dns": {"pod": "a", "name": "web", "ms": 0.3}}});
     let with = |pointer: &str, value: Value| {
         let mut said = well.clone();
@@ -163,7 +163,7 @@ fn what_agents_say_of_themselves_is_found() {
         ),
         (
             with("/entry_points/0/failures", json!(3)),
-            "the entry point 192.0.2.2:15008 of network2 fails at outer-tcp: silence",
+            "the entry point 192.0.2.2:15008 of network2 failed 7 s ago at outer-tcp: silence",
         ),
         (
             with(

@@ -64,7 +64,7 @@ const WAYS: [(&str, &str); 7] = [
     ("ENTRY POINT", "/address"),
     ("TCP MS", "/tcp_ms"),
     ("TLS MS", "/tls_ms"),
-    ("LAST FAILING LEG", "/leg"),
+    ("LAST FAILED AT", "/leg"),
 ];
 
 /// What the nodes found at the entry points of other networks.

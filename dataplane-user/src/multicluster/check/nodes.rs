@@ -7,6 +7,9 @@ use crate::multicluster::facts::{Cluster, NodeReport};
 use crate::multicluster::finding::Finding;
 use crate::multicluster::objects::{list, number, text};
 
+/// Seconds after which a failure is history.
+const LATELY: u64 = 30;
+
 /// Everything the agents report that is not as it should be.
 pub(super) fn nodes(scene: &Scene) -> Vec<Finding> {
     let reports = scene.clusters.iter().flat_map(|cluster| cluster.reports.iter().map(move |report| (cluster, report)));
@@ -67,10 +70,13 @@ fn node(cluster: &Cluster, report: &NodeReport) -> Vec<Finding> {
     for one in list(said, "/entry_points").filter(|one| number(one, "/failures") > 0 && text(one, "/leg") != "backend")
     {
         let (network, address, leg) = (text(one, "/network"), text(one, "/address"), text(one, "/leg"));
-        let what = format!("the entry point {address} of {network} fails at {leg}: {}", text(one, "/error"));
+        let ago = number(one, "/failed_ago");
+        let what =
+            format!("the entry point {address} of {network} failed {ago} s ago at {leg}: {}", text(one, "/error"));
+        // Nobody tries an old one again for as long as others serve.
+        let finding = if ago < LATELY { error(what) } else { Finding::warning("nodes", what, place.clone()) };
         let legs = format!("kubectl --context {context} -n {namespace} logs {name} | grep 'leg={leg}'");
-        let why = "connections of this node to that network fail, or take another way";
-        findings.push(error(what).why(why).repair(legs));
+        findings.push(finding.why("connections of this node to that network fail, or take another way").repair(legs));
     }
     for plane in list(said, "/control_planes").filter(|plane| plane["connected"] == false) {
         let what =
