@@ -5,7 +5,7 @@ use std::{
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use prometheus_client::registry::Registry;
@@ -24,6 +24,7 @@ use super::{
     kubernetes,
     node_ports::NodePorts,
     proof::{Proofs, Proving},
+    succession::Place,
     worker::{self, Command, Shared},
 };
 use crate::{
@@ -138,17 +139,20 @@ pub fn run(args: Args) -> Result<(), Failure> {
     runtime.block_on(Node::serve(args, (&environment, settings), &cpus, workers, helper))
 }
 
-struct Node {
-    enrolments: Enrolments,
+pub(super) struct Node {
+    pub(super) enrolments: Enrolments,
     node_ports: NodePorts,
     /// Pods that the Kubernetes API wants enrolled, where it is followed.
-    pods: Option<kubernetes::Pods>,
+    pub(super) pods: Option<kubernetes::Pods>,
     /// Workloads that the model file wants enrolled.
-    filed: Vec<Enrolment>,
+    pub(super) filed: Vec<Enrolment>,
     file: Option<(PathBuf, file::Watch)>,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     workers: Vec<worker::Handle>,
     gateway: Vec<SocketAddr>,
+    pub(super) place: Place,
+    /// Since when.
+    pub(super) since: Instant,
     /// What the environment says for what the file leaves out.
     defaults: file::Defaults,
     /// Notified when the admin interface is asked to end the daemon.
@@ -187,8 +191,9 @@ impl Node {
                 exclusions,
                 workers,
                 proc: args.pods.proc.clone(),
+                succeed: args.pods.kubernetes,
                 node_netns: args.pods.kubernetes.then(|| args.pods.proc.join("1/ns/net")),
-                ..RedirectConfig::new(args.instance.clone(), cgroup_root, pods_cgroup)
+                ..RedirectConfig::new(args.instance.clone(), cgroup_root, pods_cgroup.clone())
             },
             helper,
         )?;
@@ -224,7 +229,7 @@ impl Node {
         }
         let filed = node.enrol.clone();
         let pods = if args.pods.kubernetes {
-            Some(kubernetes::Pods::start(&args.pods, &node, defaults.dns, redirector.adopted())?)
+            Some(kubernetes::Pods::start(&args.pods, &node, defaults.dns, pods_cgroup, &redirector)?)
         } else {
             None
         };
@@ -240,9 +245,12 @@ impl Node {
             shared,
             workers: handles,
             gateway: Vec::new(),
+            place: Place::default(),
+            since: Instant::now(),
             defaults,
             quit: Arc::default(),
         };
+        node.take_place();
         node.take_pods();
         node.apply()?;
         tokio::spawn(node.shared.credentials.clone().run());
@@ -266,12 +274,15 @@ impl Node {
             Some(pods) => pods.is_removal().await,
             None => false,
         };
+        let left = node.place == Place::Left;
         info!("draining for up to {} s", drain_time.as_secs_f32());
         drop(socket);
         let _ = drain.send(true);
         node.enrolments.redirector.let_go();
         let redirector = node.drain(drain_time).await;
-        if removal {
+        if left {
+            redirector.leave();
+        } else if removal {
             info!("the DaemonSet is gone: everything is removed from this node");
             for left in redirector.remove()? {
                 warn!("left behind: {left}");
@@ -295,17 +306,19 @@ impl Node {
                 _ = interrupt.recv() => return Ok(()),
                 () = self.quit.notified() => return Ok(()),
                 // The file is looked at several times a second anyway; a signal only repeats what could not be applied.
-                _ = hangup.recv() => {
+                _ = hangup.recv(), if self.place == Place::Held => {
                     if let Some(path) = self.file.as_ref().map(|(path, _)| path.clone()) {
                         self.reload(file::read(&path), &path);
                     }
                 }
-                () = changed(self.pods.as_mut()) => {
+                () = kubernetes::changed(self.pods.as_mut()) => {
                     self.take_pods();
-                    let model = self.shared.model.load();
-                    self.enrolments.apply(&model.node.enrol, &self.workers);
+                    self.enrol();
                 }
                 _ = tick.tick() => {
+                    if self.keep_place()? {
+                        continue;
+                    }
                     let read = self.file.as_mut().and_then(|(path, watch)| Some((path.clone(), watch.poll()?)));
                     if let Some((path, text)) = read {
                         self.reload(text, &path);
@@ -319,24 +332,18 @@ impl Node {
         }
     }
 
-    /// Takes over what the Kubernetes API wants beside what the file says.
-    fn take_pods(&mut self) {
-        if let Some(pods) = &self.pods {
-            self.enrolments.report().incomplete = !pods.is_complete();
-            self.shared.model.enrol(self.wanted());
+    /// Brings enrolment to what is wanted, unless an earlier daemon still does.
+    pub(super) fn enrol(&mut self) {
+        if self.place == Place::Held {
+            let model = self.shared.model.load();
+            self.enrolments.apply(&model.node.enrol, &self.workers);
         }
-    }
-
-    /// Everything that shall be enrolled.
-    fn wanted(&self) -> Vec<Enrolment> {
-        let pods = self.pods.iter().flat_map(kubernetes::Pods::current);
-        self.filed.iter().chain(pods).cloned().collect()
     }
 
     /// Brings enrolment and gateway listeners to what the model says.
     fn apply(&mut self) -> Result<(), Failure> {
         let model = self.shared.model.load();
-        self.enrolments.apply(&model.node.enrol, &self.workers);
+        self.enrol();
         self.node_ports.apply(&model.node, &mut self.enrolments, &self.shared, &self.workers);
         self.listen(&model)
     }
@@ -403,14 +410,6 @@ impl Node {
             }
         }
         self.enrolments.redirector
-    }
-}
-
-/// The next change of what the Kubernetes API wants; never, where it is not followed.
-async fn changed(pods: Option<&mut kubernetes::Pods>) {
-    match pods {
-        Some(pods) => pods.changed().await,
-        None => std::future::pending().await,
     }
 }
 
