@@ -104,8 +104,7 @@ spec:
       - name: main
         image: causeway.test/debian:1
         imagePullPolicy: Never
-        command: [curl, -sS, --fail, --max-time, "60", -o, /dev/null, -w, "%{time_namelookup} %{time_connect} %{time_starttransfer}
-", "http://web.shop.svc.cluster.local/"]
+        command: [curl, -sS, --fail, --max-time, "60", -o, /dev/null, -w, "%{time_namelookup} %{time_connect} %{time_starttransfer}\n", "http://web.shop.svc.cluster.local/"]
 "#;
 
 /// Runs so many of them, each of which must be served, and tells how long the first connection of each took.
@@ -119,11 +118,10 @@ pub fn jobs(clusters: &Clusters, completions: u32, parallelism: u32) -> String {
     let (succeeded, failed) = (count("succeeded"), count("failed"));
     assert!(ended.is_ok() && failed.is_empty(), "{succeeded} served, {failed} failed: {:?}", logs());
     let text = logs().unwrap();
-    let lines: Vec<Vec<f64>> =
-        text.lines().map(|line| line.split_whitespace().filter_map(|word| word.parse().ok()).collect()).collect();
-    assert_eq!(lines.iter().filter(|line| line.len() == 3).count() as u32, completions, "{text}");
+    let numbers: Vec<f64> = text.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    assert_eq!(numbers.len(), 3 * completions as usize, "{text}");
     let at = |column: usize| {
-        let mut times: Vec<f64> = lines.iter().filter_map(|line| line.get(column).copied()).collect();
+        let mut times: Vec<f64> = numbers.iter().skip(column).step_by(3).copied().collect();
         times.sort_by(f64::total_cmp);
         let share = |share: f64| times.get((times.len() as f64 * share) as usize).copied().unwrap_or_default() * 1e3;
         format!("p50 {:.0} p90 {:.0} slowest {:.0} ms", share(0.5), share(0.9), times.last().unwrap() * 1e3)
