@@ -66,6 +66,24 @@ pub mod flow_kind {
     pub const NODE_POD: u32 = 4;
 }
 
+/// Where connections of a pod go that wait for its enrolment: a loopback address that no other namespace has. The socket lookup
+/// knows no namespace, so the address must tell it; cookies count up, and 23 bits of them differ among all that live.
+#[inline(always)]
+pub const fn hold_address(netns: u64) -> Addr {
+    let bytes = [127, 0x80 | (netns >> 16) as u8, (netns >> 8) as u8, netns as u8];
+    mapped(u32::from_ne_bytes(bytes))
+}
+
+/// A connection that waits for the enrolment of its pod: value of the socket storage `HOLDS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hold {
+    /// Cookie of the socket's network namespace.
+    pub netns: u64,
+    /// Id of the pod's cgroup, as in `HELD`.
+    pub cgroup: u64,
+}
+
 /// What a listener of the engine takes; part of the key of `LISTENERS`.
 pub mod listener_kind {
     /// Redirected outbound connections.
@@ -302,6 +320,7 @@ mod tests {
         assert_eq!(size_of::<Flow>(), 24);
         assert_eq!(size_of::<ListenerKey>(), 16);
         assert_eq!(size_of::<PortKey>(), 4);
+        assert_eq!(size_of::<Hold>(), 16);
         assert_eq!(size_of::<DnsPod>(), 32 + 4 * DNS_SERVERS);
         assert_eq!(size_of::<ServerKey>(), 24);
         assert_eq!(size_of::<EnginePort>(), 16);
@@ -309,6 +328,15 @@ mod tests {
         assert_eq!(size_of::<EntryFlow>(), 36);
         assert_eq!(size_of::<EntryFragment>(), 36);
         assert_eq!(size_of::<Record>(), 32 + UID_LENGTH + PATH_LENGTH);
+    }
+
+    #[test]
+    fn hold_addresses_are_loopback_and_differ_from_those_applications_use() {
+        let bytes = |cookie: u64| hold_address(cookie)[3].to_ne_bytes();
+        assert!(is_mapped(&hold_address(1)));
+        assert_eq!(bytes(1), [127, 128, 0, 1]);
+        assert_eq!(bytes(0x0012_3456), [127, 0x92, 0x34, 0x56]);
+        assert_ne!(bytes(0x7f_ffff), bytes(0x7f_fffe));
     }
 
     #[test]

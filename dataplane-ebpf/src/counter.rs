@@ -31,6 +31,10 @@ counters! {
     OutboundRefusedFamily = "outbound_refused_family",
     /// Connection refused: the original destination could not be stored.
     OutboundRefusedStorage = "outbound_refused_storage",
+    /// Connection of a pod that is to be enrolled and is not yet: waits.
+    OutboundHeld = "outbound_held",
+    /// SYN of such a connection dropped; it is sent again.
+    OutboundHeldSyn = "outbound_held_syn",
     /// Original destination of a connection recorded.
     FlowRecorded = "flow_recorded",
     /// Connection within the pod recorded as meant for the application.

@@ -3,43 +3,16 @@
 
 mod kubernetes_common;
 
-use kubernetes_common::{Namespace, OUTSIDERS, address, get, pod, shop};
+use kubernetes_common::{Namespace, OUTSIDERS, address, figure, get, jobs, load, pod, shop, speak_hbone};
 use std::time::Duration;
 use testkit::clusters::Clusters;
-use testkit::clusters::deployed::{Deployed, MESH, SHOP};
+use testkit::clusters::deployed::{Deployed, SHOP};
 use testkit::process;
 
 #[test]
 fn pods_of_a_labelled_namespace_speak_hbone_between_nodes_and_have_no_netfilter_rule() {
     testkit::needs_root!();
-    let clusters = Clusters::any().unwrap();
-    let causeway = Deployed::install(&clusters, 1).unwrap();
-    shop(&clusters);
-    let (client, server) = (pod(&clusters, "client", "c1n1"), pod(&clusters, "web", "c1n2"));
-    let url = format!("http://{}/", address(&clusters, &server));
-    assert_eq!(get(&clusters, &client, &url).unwrap().trim(), "c1n2", "before the label");
-    assert!(!causeway.logs().unwrap().contains("access\t"), "nothing goes through the engine without a label");
-
-    causeway.label(true).unwrap();
-    assert_eq!(get(&clusters, &client, &url).unwrap().trim(), "c1n2");
-    for _ in 0..20 {
-        get(&clusters, &client, "http://web.shop.svc.cluster.local/").unwrap();
-    }
-    let (from, to) = ("spiffe://cluster.local/ns/shop/sa/client", "spiffe://cluster.local/ns/shop/sa/web");
-    let both =
-        |line: &str| line.contains(&format!("src.identity={from}")) && line.contains(&format!("dst.identity={to}"));
-    let complete = || {
-        let agent = causeway.agents().unwrap().remove("c1n2").unwrap();
-        let text = clusters.kubectl(1, &["-n", MESH, "logs", &agent]).unwrap();
-        text.lines().any(|line| line.contains("direction=inbound") && both(line))
-    };
-    process::until(Duration::from_secs(20), complete)
-        .unwrap_or_else(|error| panic!("no line with both identities: {error}\n{}", causeway.logs().unwrap()));
-    for node in ["c1n1", "c1n2"] {
-        let rules = "for ns in /run/netns/*; do nsenter --net=$ns sh -c 'iptables-save; ip6tables-save; nft list ruleset'; done 2> /dev/null";
-        let found = clusters.exec(node, &["sh", "-c", &format!("{rules} | grep -E '^-A|chain' || true")]).unwrap();
-        assert_eq!(found.trim(), "", "{node}");
-    }
+    speak_hbone(&Clusters::any().unwrap());
 }
 
 #[test]
@@ -129,27 +102,7 @@ fn a_label_taken_off_and_put_on_fails_no_connection_and_ends_none() {
     causeway.label(true).unwrap();
     let (client, server) = (pod(&clusters, "client", "c1n1"), pod(&clusters, "web", "c1n2"));
     let host = address(&clusters, &server);
-    let load = |seconds: &str| {
-        let client = client.split_once('/').unwrap().1;
-        let words = [
-            "kubectl",
-            "1",
-            "--",
-            "-n",
-            SHOP,
-            "exec",
-            client,
-            "--",
-            "python3",
-            "/config/load.py",
-            &host,
-            seconds,
-            "4000",
-        ];
-        let mut command = testkit::clusters::cluster(&words).unwrap();
-        command.stdout(std::process::Stdio::piped()).spawn().unwrap()
-    };
-    let running = load("45");
+    let running = load(&client, &host, 45, 4000);
     std::thread::sleep(Duration::from_secs(4));
     for wanted in [false, true, false, true] {
         causeway.label(wanted).unwrap();
@@ -159,35 +112,10 @@ fn a_label_taken_off_and_put_on_fails_no_connection_and_ends_none() {
     let text = String::from_utf8_lossy(&output.stdout);
     println!("label off, on, off, on: {}", text.trim());
     assert!(text.contains(" failed 0 reset 0 "), "{text}\n{}", causeway.logs().unwrap());
-    let made =
-        text.split_whitespace().skip_while(|word| *word != "made").nth(1).and_then(|word| word.parse::<u32>().ok());
-    assert!(made.is_some_and(|made| made >= 1000), "too few to say anything: {text}");
+    assert!(figure(&text, "made") >= 1000.0, "too few to say anything: {text}");
 }
 
-/// Jobs whose only process connects as soon as it runs.
-const JOBS: &str = r#"
-apiVersion: batch/v1
-kind: Job
-metadata: {name: first, namespace: shop}
-spec:
-  completions: 100
-  parallelism: 10
-  backoffLimit: 0
-  template:
-    metadata: {labels: {app: first}}
-    spec:
-      serviceAccountName: client
-      restartPolicy: Never
-      terminationGracePeriodSeconds: 0
-      containers:
-      - name: main
-        image: causeway.test/debian:1
-        imagePullPolicy: Never
-        command: [curl, -sS, --fail, --max-time, "20", -o, /dev/null, -w, "%{time_connect}\n", "http://web.shop.svc.cluster.local/"]
-"#;
-
 #[test]
-#[ignore = "nothing holds a pod before its enrolment yet: it fails where a container starts faster than the agent sees its sandbox"]
 fn a_hundred_jobs_that_connect_as_their_first_instruction_are_all_served() {
     testkit::needs_root!();
     let clusters = Clusters::any().unwrap();
@@ -199,25 +127,6 @@ fn a_hundred_jobs_that_connect_as_their_first_instruction_are_all_served() {
     let (plain, server) = (pod(&clusters, "client", "c1n1"), pod(&clusters, "web", "c1n2"));
     let url = format!("http://{}/", address(&clusters, &server));
     get(&clusters, &plain, &url).unwrap();
-    clusters.apply(1, JOBS).unwrap();
-    let count = |field: &str| clusters.field(1, SHOP, "job/first", &format!("{{.status.{field}}}")).unwrap();
-    let ended = process::until(Duration::from_secs(300), || count("succeeded") == "100" || !count("failed").is_empty());
-    let logs = || clusters.kubectl(1, &["-n", SHOP, "logs", "-l", "app=first", "--tail=-1", "--max-log-requests=100"]);
-    assert!(
-        ended.is_ok() && count("failed").is_empty(),
-        "{} served, {} failed: {:?}",
-        count("succeeded"),
-        count("failed"),
-        logs()
-    );
-    let mut times: Vec<f64> = logs().unwrap().lines().filter_map(|line| line.trim().parse().ok()).collect();
-    times.sort_by(f64::total_cmp);
-    let at = |share: f64| times.get((times.len() as f64 * share) as usize).copied().unwrap_or_default();
-    println!(
-        "first connect of {} pods: p50 {:.3} s, p90 {:.3} s, slowest {:.3} s",
-        times.len(),
-        at(0.5),
-        at(0.9),
-        times.last().unwrap()
-    );
+    let times = jobs(&clusters, 100, 10);
+    println!("100 Jobs, first connect: {times}");
 }

@@ -3,6 +3,9 @@
 
 mod kubernetes_common;
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
 use kubernetes_common::{Namespace, OUTSIDERS, address, get, pod, shop};
 use testkit::clusters::Clusters;
 use testkit::clusters::deployed::{Deployed, MESH, SHOP};
@@ -50,6 +53,25 @@ fn the_agent_has_the_listed_rights_alone_and_writes_to_pods_of_its_node_alone() 
     ] {
         assert_eq!(can(words), expected, "{words:?}");
     }
+    // What it may beyond any account without rights of its own is what the chart lists, in its own namespace and elsewhere.
+    let list = |account: &str, namespace: &str| -> BTreeSet<String> {
+        let account = format!("system:serviceaccount:{MESH}:{account}");
+        let words = ["auth", "can-i", "--list", "--no-headers", "-n", namespace, "--as", &account];
+        let text = clusters.kubectl(1, &words).unwrap();
+        text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
+    };
+    let everywhere = [
+        "pods [] [] [list watch]",
+        "namespaces [] [] [list watch]",
+        "pods/status [] [] [patch]",
+        "events.events.k8s.io [] [] [create patch]",
+    ];
+    for (namespace, further) in [(MESH, &["daemonsets.apps [] [causeway] [get]"][..]), (SHOP, &[])] {
+        let listed: BTreeSet<String> = everywhere.iter().chain(further).map(ToString::to_string).collect();
+        let own: BTreeSet<String> =
+            list("causeway", namespace).difference(&list("nobody", namespace)).cloned().collect();
+        assert_eq!(own, listed, "in {namespace}");
+    }
     // With the token of the agent of one node, pods of that node alone, and one annotation alone.
     let agent = causeway.agents().unwrap().remove("c1n1").unwrap();
     let bound =
@@ -78,12 +100,48 @@ fn the_agent_has_the_listed_rights_alone_and_writes_to_pods_of_its_node_alone() 
     }
 }
 
+/// The objects of a list by kind and name, without what tells one request from another, and without marks of Helm.
+fn objects(list: &str) -> BTreeMap<String, serde_json::Value> {
+    let mut list: serde_json::Value = serde_json::from_str(list).unwrap();
+    let items = list["items"].as_array_mut().unwrap();
+    assert!(items.len() > 5, "{items:?}");
+    let name = |object: &serde_json::Value| format!("{} {}", object["kind"], object["metadata"]["name"]);
+    let objects = items.iter_mut().map(|object| {
+        unmark(object);
+        (name(object), object.clone())
+    });
+    objects.collect()
+}
+
+fn unmark(value: &mut serde_json::Value) {
+    match value {
+        serde_json::Value::Object(fields) => {
+            for field in ["uid", "creationTimestamp", "managedFields", "helm.sh/chart", "app.kubernetes.io/managed-by"]
+            {
+                fields.remove(field);
+            }
+            fields.values_mut().for_each(unmark);
+        }
+        serde_json::Value::Array(items) => items.iter_mut().for_each(unmark),
+        _ => {}
+    }
+}
+
 #[test]
 fn the_chart_renders_with_every_profile_refuses_mistakes_and_passes_the_api_server() {
     testkit::needs_root!();
     let clusters = Clusters::any().unwrap();
     let chart = testkit::clusters::deployed::chart().display().to_string();
     let helm = |words: &[&str]| clusters.helm(1, words);
+    // The API server itself, which changes nothing.
+    let dry_run = |text: &str, name: &str| {
+        let file = std::env::temp_dir().join(format!("causeway-{name}-{}.yaml", std::process::id()));
+        std::fs::write(&file, text).unwrap();
+        let words = ["apply", "--server-side", "--dry-run=server", "-o", "json", "-f", file.to_str().unwrap()];
+        let applied = clusters.kubectl(1, &words);
+        std::fs::remove_file(&file).unwrap();
+        applied.unwrap()
+    };
     let profiles = ["", "kind", "minikube", "k3s", "k3d", "microk8s", "gke", "eks", "aks", "openshift", "namespaces"];
     for profile in profiles {
         let set = format!("profile={profile}");
@@ -92,15 +150,19 @@ fn the_chart_renders_with_every_profile_refuses_mistakes_and_passes_the_api_serv
             helm(&["template", "causeway", &chart, "--kube-version", "1.35.0", "--namespace", MESH, "--set", &set])
                 .unwrap();
         assert!(!text.contains("privileged: true") && text.contains("readOnlyRootFilesystem: true"), "{profile}");
+        assert!(dry_run(&text, "chart").contains("\"DaemonSet\""), "{profile}");
     }
-    // The API server itself, which changes nothing.
     helm(&["install", "causeway", &chart, "--namespace", MESH, "--dry-run=server"]).unwrap();
-    let text = helm(&["template", "causeway", &chart, "--kube-version", "1.35.0", "--namespace", MESH]).unwrap();
-    let file = std::env::temp_dir().join(format!("causeway-chart-{}.yaml", std::process::id()));
-    std::fs::write(&file, text).unwrap();
-    let applied = clusters.kubectl(1, &["apply", "--server-side", "--dry-run=server", "-f", file.to_str().unwrap()]);
-    std::fs::remove_file(&file).unwrap();
-    applied.unwrap();
+    // The plain manifest is the chart with the same names, as the API server understands both.
+    let program = std::env::current_exe().unwrap();
+    let program = program.ancestors().map(|folder| folder.join("causeway")).find(|path| path.is_file()).unwrap();
+    let mut install = std::process::Command::new(program);
+    install.args(["install", "--generate", "--cluster", "cluster1", "--network", "network1", "--image", "a.test/b:1"]);
+    let plain = testkit::clusters::output(install).unwrap();
+    let template = ["template", "causeway", &chart, "--kube-version", "1.35.0", "--namespace", MESH, "--no-hooks"];
+    let sets = ["--set", "network=network1", "--set", "multiCluster.clusterName=cluster1", "--set", "image=a.test/b:1"];
+    let rendered = helm(&[&template[..], &sets[..]].concat()).unwrap();
+    assert_eq!(objects(&dry_run(&plain, "plain")), objects(&dry_run(&rendered, "rendered")));
     // What Istio's charts are told carries over.
     let istio = [
         "cniBinDir=/opt/cni/bin",
@@ -196,7 +258,7 @@ fn pods_that_cannot_be_enrolled_get_an_event_that_says_why() {
 }
 
 #[test]
-fn without_the_api_server_what_is_enrolled_keeps_working() {
+fn without_the_api_server_for_a_minute_what_is_enrolled_keeps_working() {
     testkit::needs_root!();
     let clusters = Clusters::any().unwrap();
     let causeway = Deployed::install(&clusters, 1).unwrap();
@@ -231,8 +293,13 @@ fn without_the_api_server_what_is_enrolled_keeps_working() {
         ];
         clusters.exec("c1n1", &words)
     };
-    let answers: Vec<_> = (0..50).map(|_| call()).collect();
+    let (begin, mut answers) = (Instant::now(), Vec::new());
+    while answers.len() < 50 || begin.elapsed() < Duration::from_secs(60) {
+        answers.push(call());
+        std::thread::sleep(Duration::from_millis(200));
+    }
     testkit::clusters::output(testkit::clusters::cluster(&["start", "c1n1", "apiserver"]).unwrap()).unwrap();
+    println!("{} calls while the API server was away for {:?}", answers.len(), begin.elapsed());
     for answer in answers {
         assert_eq!(answer.unwrap().trim(), "c1n2");
     }

@@ -53,6 +53,12 @@ pub enum Inbound {
 pub fn inbound(config: &Config, lookup: &Lookup, view: &impl View) -> Inbound {
     let reserved = lookup.local_port == OUTBOUND_PORT || lookup.local_port == PLAINTEXT_PORT;
     if is_loopback(&lookup.local) {
+        // A connection that waited for the enrolment; the address it waited at is the pod's alone.
+        if let Some(netns) = view.owner(&lookup.local)
+            && view.flow(netns, lookup) == Some(flow_kind::REDIRECT)
+        {
+            return Inbound::Steer { netns, kind: listener_kind::OUTBOUND, counter: Counter::InboundOutbound };
+        }
         // The engine's listeners are bound to every address; only steered connections may reach these two.
         return if reserved { Inbound::Drop(Counter::InboundReserved) } else { Inbound::Pass(Counter::InboundLocal) };
     }
@@ -97,7 +103,7 @@ pub fn inbound(config: &Config, lookup: &Lookup, view: &impl View) -> Inbound {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::abi::{Flow, FlowKey, direction};
+    use crate::abi::{Flow, FlowKey, direction, hold_address};
     use crate::decide::testing::{self, addr};
 
     impl View for testing::View {
@@ -135,6 +141,7 @@ mod tests {
             view.owners.insert(addr(own), NETNS);
         }
         view.owners.insert(addr("10.0.0.3"), NETNS + 1);
+        view.owners.insert(hold_address(NETNS), NETNS);
         view.ports.insert((direction::INBOUND, 9000));
         view.ports.insert((direction::OUTBOUND, 9001));
         for (lookup, kind) in [
@@ -142,6 +149,8 @@ mod tests {
             (lookup("fd00::2", 40000, "fd00::2", 16500), flow_kind::REDIRECT),
             (lookup("127.0.0.1", 40000, "10.0.0.2", 16500), flow_kind::REDIRECT),
             (lookup("10.0.0.2", 40001, "10.0.0.2", 16500), flow_kind::LOCAL),
+            (lookup("127.0.0.1", 40000, "127.128.0.7", 16500), flow_kind::REDIRECT),
+            (lookup("127.0.0.1", 40001, "127.128.0.7", 16500), flow_kind::LOCAL),
             (lookup("10.0.5.5", 50000, "10.0.0.2", 8080), flow_kind::LOCAL),
             (lookup("10.0.0.1", 50000, "10.0.0.2", 8080), flow_kind::NODE),
             (lookup("10.0.0.1", 50000, "10.0.0.2", 15006), flow_kind::NODE),
@@ -204,6 +213,10 @@ mod tests {
             (("127.0.0.1", 1), ("127.0.0.1", 15001), reserved, "nor over loopback"),
             (("127.0.0.1", 1), ("127.0.0.1", 8080), local, "loopback is the application's"),
             (("::1", 1), ("::1", 8080), local, "IPv6 loopback is the application's"),
+            (("127.0.0.1", 40000), ("127.128.0.7", 16500), outbound, "what waited for the enrolment"),
+            (("127.0.0.1", 40001), ("127.128.0.7", 16500), local, "an application there is dialled directly"),
+            (("127.0.0.1", 40002), ("127.128.0.7", 16500), local, "nothing waited"),
+            (("127.0.0.1", 40000), ("127.128.0.8", 16500), local, "an address at which another pod waits"),
             (("10.0.0.2", 1), ("10.0.0.2", 8080), local, "the pod calls its own address"),
             (("10.0.0.9", 1), ("10.0.0.2", 8080), local, "from another address of its own"),
             (("10.0.0.3", 1), ("10.0.0.2", 8080), plaintext, "another pod of this node is outside"),

@@ -1,7 +1,7 @@
 //! Verdict of the connect hooks: does a connection of an enrolled pod go to the engine?
 
 use super::{is_link_local_v6, is_loopback, is_unspecified};
-use crate::abi::{Addr, Config, Pod, config_flag, is_mapped};
+use crate::abi::{Addr, Config, Pod, config_flag, hold_address, is_mapped};
 use crate::counter::Counter;
 
 /// The maps the verdict looks into.
@@ -62,6 +62,22 @@ pub fn outbound(
     }
     let port = config.port_base.wrapping_add(random as u16 & config.port_mask);
     Outbound::Redirect(target, port)
+}
+
+/// The verdict on a TCP connection of a pod that is to be enrolled and is not yet. Its addresses are not known, so what it dials
+/// at an address of its own waits as well.
+#[inline(always)]
+pub fn held(config: &Config, netns: u64, addr: &Addr, port: u16, random: u32, view: &impl View) -> Outbound {
+    if is_loopback(addr) || is_unspecified(addr) || is_link_local_v6(addr) {
+        return Outbound::Pass(Counter::OutboundLocal);
+    }
+    if config.flags & config_flag::PORTS != 0 && view.port_excluded(port) {
+        return Outbound::Pass(Counter::OutboundExcludedPort);
+    }
+    if config.flags & config_flag::CIDRS != 0 && view.address_excluded(addr) {
+        return Outbound::Pass(Counter::OutboundExcludedCidr);
+    }
+    Outbound::Redirect(hold_address(netns), config.port_base.wrapping_add(random as u16 & config.port_mask))
 }
 
 #[cfg(test)]
@@ -125,6 +141,24 @@ mod tests {
             ("2001:db8::7", 80, Outbound::Pass(Counter::OutboundExcludedCidr), "excluded IPv6 address"),
         ] {
             let got = outbound(&testing::config(), NETNS, &pod, &addr(destination), port, 0xffff_0000 | 77, &view());
+            assert_eq!(got, expected, "{destination}:{port}: {why}");
+        }
+    }
+
+    #[test]
+    fn a_pod_that_is_not_enrolled_yet_waits_for_all_that_would_be_redirected() {
+        let waits = Outbound::Redirect(hold_address(NETNS), 16384 + 77);
+        for (destination, port, expected, why) in [
+            ("198.51.100.1", 80, waits, "anything else waits"),
+            ("2001:db8::1", 80, waits, "over IPv6 at the same place"),
+            ("10.0.0.2", 80, waits, "whose address this is nobody has said yet"),
+            ("127.0.0.1", 80, Outbound::Pass(Counter::OutboundLocal), "loopback"),
+            ("::", 80, Outbound::Pass(Counter::OutboundLocal), "unspecified means loopback"),
+            ("fe80::5", 80, Outbound::Pass(Counter::OutboundLocal), "link-local has no meaning to the engine"),
+            ("198.51.100.1", 5432, Outbound::Pass(Counter::OutboundExcludedPort), "excluded port"),
+            ("192.0.2.7", 80, Outbound::Pass(Counter::OutboundExcludedCidr), "excluded address"),
+        ] {
+            let got = held(&testing::config(), NETNS, &addr(destination), port, 0xffff_0000 | 77, &view());
             assert_eq!(got, expected, "{destination}:{port}: {why}");
         }
     }

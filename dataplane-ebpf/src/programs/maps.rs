@@ -6,8 +6,8 @@ use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::lpm_trie::LpmTrie;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, SockHash};
 use causeway_ebpf::abi::{
-    Addr, Config, DnsPod, EnginePort, EntryFlow, EntryFragment, Flow, FlowKey, ListenerKey, NodePort, Pod, PortKey,
-    Record, ServerKey,
+    Addr, Config, DnsPod, EnginePort, EntryFlow, EntryFragment, Flow, FlowKey, Hold, ListenerKey, NodePort, Pod,
+    PortKey, Record, ServerKey,
 };
 use causeway_ebpf::counter;
 
@@ -26,6 +26,14 @@ pub static POD_BY_IP: HashMap<Addr, u64> = HashMap::with_max_entries(32768, 0);
 /// Cgroup ids of engines, whose connections are never redirected; written by user space.
 #[map]
 pub static ENGINES: HashMap<u64, u32> = HashMap::with_max_entries(64, 0);
+
+/// Cgroup ids of pods whose connections wait until they are enrolled; written by user space.
+#[map]
+pub static HELD: HashMap<u64, u32> = HashMap::with_max_entries(4096, 0);
+
+/// Which enrolment a socket's connection waits for, or has waited for; lives and dies with its socket.
+#[btf_map]
+pub static HOLDS: SkStorage<Hold> = SkStorage::new();
 
 /// Cookie of the node's own network namespace, where connections of the node are told from others; written by user space.
 #[map]

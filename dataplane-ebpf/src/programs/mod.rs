@@ -5,6 +5,7 @@
 mod dns;
 mod entry;
 mod entry_dial;
+mod hold;
 mod inbound;
 mod maps;
 mod outbound;

@@ -1,6 +1,6 @@
 //! Hooks: cgroup/connect4 and cgroup/connect6 at the pods' cgroup.
 
-use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock_addr};
+use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock, bpf_sock_addr};
 use aya_ebpf::helpers::generated::{
     bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_sk_storage_delete, bpf_sk_storage_get,
 };
@@ -12,7 +12,8 @@ use causeway_ebpf::abi::{Addr, Flow, LAYOUT_VERSION, PortKey, direction, flow_ki
 use causeway_ebpf::counter::Counter;
 use causeway_ebpf::decide::outbound::{Outbound, View, outbound};
 
-use super::maps::{DIALLED, ENGINES, EXCLUDED_CIDRS, EXCLUDED_PORTS, NODE_NETNS, POD_BY_IP, PODS};
+use super::hold;
+use super::maps::{DIALLED, ENGINES, EXCLUDED_CIDRS, EXCLUDED_PORTS, HOLDS, NODE_NETNS, POD_BY_IP, PODS};
 use super::{config, count, count_failure, field, set_field, words};
 
 const SOCK_STREAM: u32 = 1;
@@ -103,6 +104,29 @@ fn other(context: &SockAddrContext, netns: u64, addr: &Addr) -> i32 {
     PASS
 }
 
+/// Stores in a socket what it dialled; false, with a word in the log, if there is no memory for that.
+#[inline(always)]
+pub(super) fn store(context: &SockAddrContext, sk: *mut bpf_sock, addr: &Addr, port: u16) -> bool {
+    let mut flow = Flow { addr: *addr, port, layout: LAYOUT_VERSION, kind: flow_kind::REDIRECT };
+    let stored: *mut Flow = unsafe {
+        bpf_sk_storage_get(
+            (&raw const DIALLED).cast_mut().cast(),
+            sk.cast(),
+            (&raw mut flow).cast(),
+            u64::from(BPF_SK_STORAGE_GET_F_CREATE),
+        )
+    }
+    .cast();
+    if stored.is_null() {
+        if count_failure(Counter::OutboundRefusedStorage) {
+            warn!(context, "connect refused: no memory to store the destination of a socket");
+        }
+        return false;
+    }
+    unsafe { *stored = flow };
+    true
+}
+
 /// Asks for the verdict on a TCP connection to `addr` and stores the destination if it is redirected; UDP sockets are asked
 /// about DNS alone.
 ///
@@ -120,7 +144,10 @@ fn decide(context: &SockAddrContext, addr: &Addr) -> Applied {
     }
     let netns = unsafe { bpf_get_netns_cookie(raw.cast()) };
     let Some(pod) = (unsafe { PODS.get(&netns) }) else {
-        return Applied::Done(other(context, netns, addr));
+        return match hold::cgroup() {
+            Some(cgroup) => hold::wait(context, netns, cgroup, addr),
+            None => Applied::Done(other(context, netns, addr)),
+        };
     };
     // Without a configuration nothing is known about the range: an enrolled pod is refused, never passed.
     let Some(config) = config() else {
@@ -143,23 +170,11 @@ fn decide(context: &SockAddrContext, addr: &Addr) -> Applied {
             Applied::Done(REFUSE)
         }
         Outbound::Redirect(target, target_port) => {
-            let mut flow = Flow { addr: *addr, port, layout: LAYOUT_VERSION, kind: flow_kind::REDIRECT };
-            let stored: *mut Flow = unsafe {
-                bpf_sk_storage_get(
-                    (&raw const DIALLED).cast_mut().cast(),
-                    sk.cast(),
-                    (&raw mut flow).cast(),
-                    u64::from(BPF_SK_STORAGE_GET_F_CREATE),
-                )
-            }
-            .cast();
-            if stored.is_null() {
-                if count_failure(Counter::OutboundRefusedStorage) {
-                    warn!(context, "connect refused: no memory to store the destination of a socket");
-                }
+            if !store(context, sk, addr, port) {
                 return Applied::Done(REFUSE);
             }
-            unsafe { *stored = flow };
+            // Should the socket have waited for an enrolment once, it does not any more.
+            unsafe { bpf_sk_storage_delete((&raw const HOLDS).cast_mut().cast(), sk.cast()) };
             count(Counter::OutboundRedirected);
             Applied::Rewrite(target, target_port)
         }

@@ -6,7 +6,7 @@
 
 use aya_ebpf::bindings::{
     BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
-    BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, bpf_sock_ops,
+    BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TIMEOUT_INIT, BPF_TCP_CLOSE, bpf_sock_ops,
 };
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_sk_storage_get, bpf_sock_ops_cb_flags_set};
 use aya_ebpf::macros::sock_ops;
@@ -146,7 +146,9 @@ fn accepted(context: &SockOpsContext, raw: *mut bpf_sock_ops) {
 pub fn sockets(context: SockOpsContext) -> u32 {
     let raw = context.ops;
     let op = field(unsafe { &raw const (*raw).op });
-    if op == BPF_SOCK_OPS_TCP_CONNECT_CB {
+    if op == BPF_SOCK_OPS_TIMEOUT_INIT {
+        super::hold::timeout(raw);
+    } else if op == BPF_SOCK_OPS_TCP_CONNECT_CB {
         connecting(&context, raw);
     } else if op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB {
         accepted(&context, raw);

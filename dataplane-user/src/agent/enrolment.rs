@@ -230,12 +230,14 @@ impl Enrolments {
                 });
                 // DNS over UDP is one worker's: datagrams of one socket must not be shared out among threads.
                 let resolver = enrolled.pod.0 as usize % workers.len().max(1);
+                let ips: Arc<[IpAddr]> = enrolled.ips.clone().into();
                 for (number, (worker, listeners)) in workers.iter().zip(enrolled.listeners).enumerate() {
                     let (pod, uid, client, open) =
                         (enrolled.pod, enrolment.workload.clone(), client.clone(), open.clone());
                     let capture = if number == resolver { capture.take() } else { None };
-                    let dns = enrolment.dns;
-                    let _ = worker.commands.send(Command::AddPod { pod, uid, client, open, listeners, dns, capture });
+                    let (dns, ips) = (enrolment.dns, ips.clone());
+                    let _ =
+                        worker.commands.send(Command::AddPod { pod, uid, ips, client, open, listeners, dns, capture });
                 }
                 info!(uid, "enrolled");
                 if let Some(proving) = &mut self.proving {

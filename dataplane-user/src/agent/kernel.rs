@@ -56,6 +56,7 @@ pub(super) fn load(args: &Args, model: &Model, workers: usize, helper: Helper) -
         exclusions: exclusions(model),
         workers,
         proc: args.pods.proc.clone(),
+        succeed: args.pods.kubernetes,
         node_netns: args.pods.kubernetes.then(|| args.pods.proc.join("1/ns/net")),
         ..RedirectConfig::new(args.instance.clone(), cgroup_root, pods_cgroup)
     };
@@ -69,9 +70,8 @@ impl Kernel {
         Self { enrolments, node_ports: NodePorts::default() }
     }
 
-    /// Brings both to what the model says.
-    pub(super) fn apply(&mut self, node: &NodeConfig, shared: &Shared, workers: &[worker::Handle]) {
-        self.enrolments.apply(&node.enrol, workers);
+    /// Opens and closes node ports as the model says.
+    pub(super) fn open_node_ports(&mut self, node: &NodeConfig, shared: &Shared, workers: &[worker::Handle]) {
         self.node_ports.apply(node, &mut self.enrolments, shared, workers);
     }
 

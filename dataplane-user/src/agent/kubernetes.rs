@@ -1,14 +1,17 @@
 //! The Kubernetes API as a source of enrolments, beside the model file.
 
+use std::collections::BTreeSet;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
 use tracing::info;
 
-use super::node::Failure;
-use crate::kube::{Settings, removal, source};
-use crate::redirect::Adopted;
+use super::node::{Failure, Node};
+use super::succession::Place;
+use crate::kube::{Hold, Settings, removal, source};
+use crate::redirect::{Holds, Redirector};
 use crate::state::{Enrolment, ExistingConnections, NodeConfig};
 
 /// The model of a node that is told everything else by its environment.
@@ -36,6 +39,19 @@ fn object(text: &str) -> Result<(String, String), String> {
     Ok((namespace.to_owned(), name.to_owned()))
 }
 
+/// Holding pods by the kernel programs.
+struct Held(Holds);
+
+impl Hold for Held {
+    fn held(&self) -> BTreeSet<u64> {
+        self.0.get()
+    }
+
+    fn hold(&mut self, cgroups: &BTreeSet<u64>) -> io::Result<()> {
+        self.0.set(cgroups)
+    }
+}
+
 /// Pods that the API wants enrolled.
 pub(super) struct Pods {
     wanted: watch::Receiver<Option<Arc<[Enrolment]>>>,
@@ -47,7 +63,13 @@ pub(super) struct Pods {
 
 impl Pods {
     /// Starts to follow the API. Until it has told all it knows, what an earlier daemon had enrolled stays wanted.
-    pub(super) fn start(args: &Args, node: &NodeConfig, dns: bool, adopted: Vec<Adopted>) -> Result<Self, Failure> {
+    pub(super) fn start(
+        args: &Args,
+        node: &NodeConfig,
+        dns: bool,
+        pods_cgroup: PathBuf,
+        redirector: &Redirector,
+    ) -> Result<Self, Failure> {
         if node.cluster.is_empty() {
             return Err(
                 "--kubernetes needs the name of the cluster: set CLUSTER_ID, or cluster in the model file".into()
@@ -59,9 +81,10 @@ impl Pods {
             proc: args.proc.clone(),
             excluded: args.exclude_namespaces.iter().filter(|name| !name.is_empty()).cloned().collect(),
             dns,
+            pods_cgroup,
         };
-        let source = source::start(settings)?;
-        let current = adopted.into_iter().map(|pod| Enrolment {
+        let source = source::start(settings, Box::new(Held(redirector.holds()?)))?;
+        let current = redirector.adopted().into_iter().map(|pod| Enrolment {
             workload: pod.uid.into(),
             netns: pod.netns,
             inode: Some(pod.inode),
@@ -114,5 +137,29 @@ impl Pods {
             Some((namespace, name)) => removal::is_removal(namespace, name).await,
             None => false,
         }
+    }
+}
+
+impl Node {
+    /// Takes over what the Kubernetes API wants beside what the file says.
+    pub(super) fn take_pods(&mut self) {
+        if let Some(pods) = &self.pods {
+            self.report().incomplete = !pods.is_complete() || self.place == Place::Coming;
+            self.shared.model.enrol(self.wanted());
+        }
+    }
+
+    /// Everything that shall be enrolled.
+    pub(super) fn wanted(&self) -> Vec<Enrolment> {
+        let pods = self.pods.iter().flat_map(Pods::current);
+        self.filed.iter().chain(pods).cloned().collect()
+    }
+}
+
+/// The next change of what the Kubernetes API wants; never, where it is not followed.
+pub(super) async fn changed(pods: Option<&mut Pods>) {
+    match pods {
+        Some(pods) => pods.changed().await,
+        None => std::future::pending().await,
     }
 }

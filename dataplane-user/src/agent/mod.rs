@@ -32,4 +32,5 @@ pub mod plaintext;
 mod policy;
 mod profile;
 pub mod proof;
+mod succession;
 pub mod worker;

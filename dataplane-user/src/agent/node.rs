@@ -5,7 +5,7 @@ use std::{
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use prometheus_client::registry::Registry;
@@ -24,6 +24,7 @@ use super::{
     kernel::{self, Kernel},
     kubernetes,
     proof::{Proofs, Proving},
+    succession::Place,
     worker::{self, Command, Shared},
 };
 use crate::{
@@ -151,18 +152,21 @@ pub fn run(args: Args) -> Result<(), Failure> {
     runtime.block_on(Node::serve(args, (&environment, settings), (model, file), &cpus, workers, helper))
 }
 
-struct Node {
+pub(super) struct Node {
     /// What this node has in the kernel; a gateway that does nothing else has nothing there.
-    kernel: Option<Kernel>,
+    pub(super) kernel: Option<Kernel>,
     report: Arc<Mutex<Report>>,
     /// Pods that the Kubernetes API wants enrolled, where it is followed.
-    pods: Option<kubernetes::Pods>,
+    pub(super) pods: Option<kubernetes::Pods>,
     /// Workloads that the model file wants enrolled.
-    filed: Vec<Enrolment>,
+    pub(super) filed: Vec<Enrolment>,
     file: Option<(PathBuf, file::Watch)>,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     workers: Vec<worker::Handle>,
     gateway: Vec<SocketAddr>,
+    pub(super) place: Place,
+    /// Since when.
+    pub(super) since: Instant,
     /// What the environment says for what the file leaves out.
     defaults: file::Defaults,
     /// Services that clusters share are followed.
@@ -222,8 +226,11 @@ impl Node {
         }
         let filed = node.enrol.clone();
         let pods = if args.pods.kubernetes {
-            let adopted = redirector.as_ref().map(Redirector::adopted).unwrap_or_default();
-            Some(kubernetes::Pods::start(&args.pods, &node, defaults.dns, adopted)?)
+            let Some(redirector) = &redirector else {
+                return Err("pods are followed by a daemon with programs".into());
+            };
+            let pods_cgroup = redirector.pods_cgroup().to_owned();
+            Some(kubernetes::Pods::start(&args.pods, &node, defaults.dns, pods_cgroup, redirector)?)
         } else {
             None
         };
@@ -239,10 +246,13 @@ impl Node {
             shared,
             workers: handles,
             gateway: Vec::new(),
+            place: Place::default(),
+            since: Instant::now(),
             defaults,
             quit: Arc::default(),
         };
         node.report().from_api = node.pods.is_some();
+        node.take_place();
         node.take_pods();
         node.apply()?;
         tokio::spawn(node.shared.credentials.clone().run());
@@ -266,6 +276,7 @@ impl Node {
             Some(pods) => pods.is_removal().await,
             None => false,
         };
+        let left = node.place == Place::Left;
         info!("draining for up to {} s", drain_time.as_secs_f32());
         drop(socket);
         let _ = drain.send(true);
@@ -273,7 +284,9 @@ impl Node {
             kernel.enrolments.redirector.let_go();
         }
         let redirector = node.drain(drain_time).await;
-        if let Some(redirector) = redirector.filter(|_| removal) {
+        if left {
+            redirector.into_iter().for_each(Redirector::leave);
+        } else if let Some(redirector) = redirector.filter(|_| removal) {
             info!("the DaemonSet is gone: everything is removed from this node");
             for left in redirector.remove()? {
                 warn!("left behind: {left}");
@@ -297,19 +310,19 @@ impl Node {
                 _ = interrupt.recv() => return Ok(()),
                 () = self.quit.notified() => return Ok(()),
                 // The file is looked at several times a second anyway; a signal only repeats what could not be applied.
-                _ = hangup.recv() => {
+                _ = hangup.recv(), if self.place == Place::Held => {
                     if let Some(path) = self.file.as_ref().map(|(path, _)| path.clone()) {
                         self.reload(file::read(&path), &path);
                     }
                 }
-                () = changed(self.pods.as_mut()) => {
+                () = kubernetes::changed(self.pods.as_mut()) => {
                     self.take_pods();
-                    let model = self.shared.model.load();
-                    if let Some(kernel) = &mut self.kernel {
-                        kernel.enrolments.apply(&model.node.enrol, &self.workers);
-                    }
+                    self.enrol();
                 }
                 _ = tick.tick() => {
+                    if self.keep_place()? {
+                        continue;
+                    }
                     let read = self.file.as_mut().and_then(|(path, watch)| Some((path.clone(), watch.poll()?)));
                     if let Some((path, text)) = read {
                         self.reload(text, &path);
@@ -323,29 +336,23 @@ impl Node {
         }
     }
 
-    /// Takes over what the Kubernetes API wants beside what the file says.
-    fn take_pods(&mut self) {
-        if let Some(pods) = &self.pods {
-            self.report().incomplete = !pods.is_complete();
-            self.shared.model.enrol(self.wanted());
-        }
-    }
-
-    fn report(&self) -> MutexGuard<'_, Report> {
+    pub(super) fn report(&self) -> MutexGuard<'_, Report> {
         self.report.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Everything that shall be enrolled.
-    fn wanted(&self) -> Vec<Enrolment> {
-        let pods = self.pods.iter().flat_map(kubernetes::Pods::current);
-        self.filed.iter().chain(pods).cloned().collect()
+    /// Brings enrolment to what is wanted, unless an earlier daemon still does.
+    pub(super) fn enrol(&mut self) {
+        if let Some(kernel) = self.kernel.as_mut().filter(|_| self.place == Place::Held) {
+            kernel.enrolments.apply(&self.shared.model.load().node.enrol, &self.workers);
+        }
     }
 
     /// Brings what is in the kernel, exports and gateway listeners to what the model says.
     fn apply(&mut self) -> Result<(), Failure> {
         let model = self.shared.model.load();
+        self.enrol();
         if let Some(kernel) = &mut self.kernel {
-            kernel.apply(&model.node, &self.shared, &self.workers);
+            kernel.open_node_ports(&model.node, &self.shared, &self.workers);
         }
         if model.node.exports.is_awaited() && !self.follows_exports {
             self.follows_exports = true;
@@ -419,14 +426,6 @@ impl Node {
             }
         }
         self.kernel.map(|kernel| kernel.enrolments.redirector)
-    }
-}
-
-/// The next change of what the Kubernetes API wants; never, where it is not followed.
-async fn changed(pods: Option<&mut kubernetes::Pods>) {
-    match pods {
-        Some(pods) => pods.changed().await,
-        None => std::future::pending().await,
     }
 }
 

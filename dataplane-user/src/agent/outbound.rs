@@ -60,7 +60,8 @@ pub async fn serve(worker: Rc<Worker>, pod: Rc<Pod>, socket: TcpStream, client: 
     record.source.address = Some(client);
     let found = match destination(&worker, &socket) {
         Ok(to) => {
-            record.destination.address = Some(to);
+            let client = pod.dials_from(client, to);
+            (record.source.address, record.destination.address) = (Some(client), Some(to));
             if to.port() == DNS_PORT && pod.dns {
                 return resolve(&worker, &pod, socket, (client, to), record, started).await;
             }

@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     hash::{DefaultHasher, Hash, Hasher},
     io,
-    net::{SocketAddr, TcpListener as StdListener},
+    net::{IpAddr, SocketAddr, TcpListener as StdListener},
     rc::Rc,
     sync::{
         Arc,
@@ -82,6 +82,8 @@ pub enum Command {
         pod: PodId,
         /// Its workload uid.
         uid: Arc<str>,
+        /// Its addresses.
+        ips: Arc<[IpAddr]>,
         /// What it is as a client, until the control plane knows it.
         client: Option<Arc<Workload>>,
         /// Its open connections, all workers together.
@@ -136,6 +138,8 @@ pub struct Pod {
     pub id: PodId,
     /// Its workload uid.
     pub uid: Arc<str>,
+    /// Its addresses.
+    ips: Arc<[IpAddr]>,
     /// What it is as a client, until the control plane knows it.
     client: Option<Arc<Workload>>,
     /// Its open connections, all workers together.
@@ -177,6 +181,18 @@ pub struct Worker {
     gateway: Rc<Gateway>,
     pods: RefCell<HashMap<PodId, Accepting>>,
     node_ports: RefCell<HashMap<u16, AbortHandle>>,
+}
+
+impl Pod {
+    /// The address from which the pod dials `to`. A connection that waited for the enrolment comes from loopback, as does one
+    /// that the application bound there.
+    pub fn dials_from(&self, client: SocketAddr, to: SocketAddr) -> SocketAddr {
+        let own = |ip: &&IpAddr| ip.to_canonical().is_ipv4() == to.ip().to_canonical().is_ipv4();
+        match self.ips.iter().find(own) {
+            Some(ip) if client.ip().is_loopback() => SocketAddr::new(*ip, client.port()),
+            _ => client,
+        }
+    }
 }
 
 impl Worker {
@@ -319,12 +335,12 @@ async fn run(
 
 fn obey(worker: &Rc<Worker>, command: Command) {
     match command {
-        Command::AddPod { pod, uid, client, open, listeners, dns, capture } => {
+        Command::AddPod { pod, uid, ips, client, open, listeners, dns, capture } => {
             let mut hasher = DefaultHasher::new();
             uid.hash(&mut hasher);
             let endpoint = format!("{:016x}", hasher.finish());
             let known = Cell::new(false);
-            let pod = Rc::new(Pod { id: pod, uid, client, open, endpoint, known, dns, questions: Cell::new(0) });
+            let pod = Rc::new(Pod { id: pod, uid, ips, client, open, endpoint, known, dns, questions: Cell::new(0) });
             let accept = [
                 listen(worker, &pod, listeners.outbound, outbound::serve),
                 listen(worker, &pod, listeners.plaintext, plaintext::serve),

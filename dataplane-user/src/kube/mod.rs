@@ -1,9 +1,11 @@
 //! The node's pods as the Kubernetes API and the kernel show them: which belong to the mesh, where their sandboxes are, and
 //! what the API is told of them.
 //!
-//! [`exports`] follows which services clusters share. [`eligibility`] decides by labels, [`sandbox`] finds namespaces by the pod's uid in cgroup paths, [`source`] follows the API
+//! [`exports`] follows which services clusters share. [`eligibility`] decides by labels, [`cgroups`] and [`sandbox`] find cgroups
+//! and namespaces by the pod's uid, [`source`] follows the API
 //! and says what shall be enrolled, [`marks`] writes annotations and events. Nothing here touches the kernel's state.
 
+pub mod cgroups;
 pub mod eligibility;
 pub mod exports;
 pub mod marks;
@@ -13,6 +15,7 @@ pub mod sandbox;
 pub mod source;
 
 use std::collections::BTreeSet;
+use std::io;
 use std::path::PathBuf;
 
 use ::kube::{Client, Config};
@@ -26,10 +29,23 @@ pub struct Settings {
     pub cluster: String,
     /// Where the node's own proc file system is mounted.
     pub proc: PathBuf,
+    /// The folder below which kubelet makes the cgroups of pods.
+    pub pods_cgroup: PathBuf,
     /// Namespaces whose pods are never enrolled.
     pub excluded: BTreeSet<String>,
     /// Whether DNS of pods is captured that say nothing about it.
     pub dns: bool,
+}
+
+/// Lets connections of pods wait until they are enrolled.
+pub trait Hold: Send {
+    /// The cgroups whose pods wait, also those an earlier daemon has named.
+    fn held(&self) -> BTreeSet<u64>;
+    /// Exactly the pods in these cgroups wait from now on.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn hold(&mut self, cgroups: &BTreeSet<u64>) -> io::Result<()>;
 }
 
 /// A client of the API server: that of a kubeconfig, else that of the pod's service account.

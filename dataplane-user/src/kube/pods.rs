@@ -196,6 +196,7 @@ mod tests {
             node: "n1".to_owned(),
             cluster: "east".to_owned(),
             proc: "/proc".into(),
+            pods_cgroup: "/sys/fs/cgroup/kubepods".into(),
             excluded: ["kube-system".to_owned()].into(),
             dns: true,
         }

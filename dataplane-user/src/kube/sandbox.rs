@@ -103,7 +103,7 @@ fn started(stat: &str) -> Option<u64> {
 /// The one of `uids` a cgroup path belongs to, as kubelets spell it: `…/pod<uid>/…` (cgroupfs) or
 /// `…-pod<uid with _ for ->.slice/…` (systemd). The outermost counts: a pod may name cgroups of its own as it likes, but only
 /// below that.
-fn uid_in(path: &str, uids: &BTreeSet<String>) -> Option<String> {
+pub(super) fn uid_in(path: &str, uids: &BTreeSet<String>) -> Option<String> {
     path.split('/').find_map(|part| {
         let part = part.strip_suffix(".slice").unwrap_or(part);
         let (before, uid) = part.rsplit_once("pod")?;

@@ -15,17 +15,21 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::StreamExt;
 use tracing::{error, info, warn};
 
-use super::Settings;
+use super::cgroups::{self, PodCgroup};
 use super::marks::Marks;
 use super::pods::{Facts, Known};
 use super::sandbox::{Processes, Sandbox};
+use super::{Hold, Settings};
 use crate::state::{Enrolment, ExistingConnections};
 
-/// How often sandboxes are looked for that were not found yet.
-const LOOK: Duration = Duration::from_millis(50);
-/// How often those that are known are looked at again, and those that have been missing for long.
+/// How often sandboxes are looked for that were not found yet: well below the time a runtime takes from a pod's sandbox to the
+/// first instruction of its containers.
+const LOOK: Duration = Duration::from_millis(10);
+/// The same for pods that have not come soon.
+const LOOK_LATER: Duration = Duration::from_millis(100);
+/// How often those that are known are looked at again.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// After this time a missing sandbox is looked for less often.
+/// After this time a pod has not come soon.
 const SOON: Duration = Duration::from_secs(20);
 
 /// What became of a pod that was asked for.
@@ -54,7 +58,7 @@ pub struct Source {
 ///
 /// # Errors
 /// There is no way to the API, or the node's processes cannot be seen.
-pub fn start(settings: Settings) -> Result<Source, String> {
+pub fn start(settings: Settings, hold: Box<dyn Hold>) -> Result<Source, String> {
     let processes = Processes::new(&settings.proc).map_err(|error| error.to_string())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| error.to_string())?;
@@ -75,10 +79,16 @@ pub fn start(settings: Settings) -> Result<Source, String> {
                     settings,
                     processes,
                     known: Known::default(),
+                    earlier: hold.held(),
+                    holding: hold.held(),
+                    hold,
+                    held: BTreeMap::new(),
+                    cgroups: BTreeMap::new(),
                     sandboxes: BTreeMap::new(),
                     missing: BTreeMap::new(),
                     captured: BTreeSet::new(),
                     looked: Instant::now(),
+                    tried: Instant::now(),
                     marks,
                     wanted,
                     rival: false,
@@ -98,6 +108,15 @@ struct Follower {
     settings: Settings,
     processes: Processes,
     known: Known,
+    hold: Box<dyn Hold>,
+    /// Cgroups an earlier daemon had named, until all pods are known.
+    earlier: BTreeSet<u64>,
+    /// Cgroups of pods that are held, by uid: those that were seen to start. They stay while the pod belongs to the mesh.
+    held: BTreeMap<String, u64>,
+    /// What the kernel was told of that.
+    holding: BTreeSet<u64>,
+    /// Cgroups of missing pods, by uid.
+    cgroups: BTreeMap<String, PodCgroup>,
     /// Found ones, by uid of the pod.
     sandboxes: BTreeMap<String, Sandbox>,
     /// Since when others are looked for.
@@ -105,6 +124,7 @@ struct Follower {
     /// Workloads that the agent has under capture.
     captured: BTreeSet<Arc<str>>,
     looked: Instant,
+    tried: Instant,
     marks: Marks,
     wanted: watch::Sender<Option<Arc<[Enrolment]>>>,
     /// Another dataplane was seen on this node.
@@ -138,13 +158,29 @@ impl Follower {
                     Some(outcome) => self.outcome(outcome),
                     None => return,
                 },
-                _ = look.tick() => news = !self.missing.is_empty() || self.looked.elapsed() >= LOOK_AGAIN,
+                _ = look.tick() => news = self.is_time(),
             }
             if self.known.complete() && news {
                 self.settle();
             }
             self.marks.work();
         }
+    }
+
+    /// Whether sandboxes have to be looked at without news from the API.
+    fn is_time(&mut self) -> bool {
+        let now = Instant::now();
+        let pause = match self.missing.values().max() {
+            Some(since) if now.duration_since(*since) < SOON => LOOK,
+            Some(_) => LOOK_LATER,
+            None => LOOK_AGAIN,
+        };
+        // A tick comes a little early at times.
+        let due = now.duration_since(self.tried) + LOOK / 2 >= pause;
+        if due {
+            self.tried = now;
+        }
+        due
     }
 
     fn outcome(&mut self, outcome: Outcome) {
@@ -233,26 +269,52 @@ impl Follower {
         });
     }
 
-    /// Finds sandboxes that are not known, and forgets those that are gone.
+    /// Finds sandboxes that are not known, and forgets those that are gone. Pods that are seen to start are held before that.
     fn locate(&mut self, eligible: &[Facts]) {
         let now = Instant::now();
         let again = now.duration_since(self.looked) >= LOOK_AGAIN;
-        let uids: BTreeSet<&String> = eligible.iter().map(|facts| &facts.cgroup_uid).collect();
-        self.sandboxes.retain(|uid, sandbox| uids.contains(uid) && (!again || self.processes.stands(uid, sandbox)));
-        self.missing.retain(|uid, _| uids.contains(uid));
-        let mut wanted = BTreeSet::new();
-        for uid in uids.into_iter().filter(|uid| !self.sandboxes.contains_key(*uid)) {
-            let since = *self.missing.entry(uid.clone()).or_insert(now);
-            if again || now.duration_since(since) < SOON {
-                wanted.insert(uid.clone());
-            }
-        }
         if again {
             self.looked = now;
+        }
+        let uids: BTreeSet<String> = eligible.iter().map(|facts| facts.cgroup_uid.clone()).collect();
+        self.sandboxes.retain(|uid, sandbox| uids.contains(uid) && (!again || self.processes.stands(uid, sandbox)));
+        self.missing.retain(|uid, _| uids.contains(uid) && !self.sandboxes.contains_key(uid));
+        self.cgroups.retain(|uid, cgroup| self.missing.contains_key(uid) && cgroup.stands());
+        self.hold(&uids);
+        let mut wanted = BTreeSet::new();
+        for uid in uids.into_iter().filter(|uid| !self.sandboxes.contains_key(uid)) {
+            self.missing.entry(uid.clone()).or_insert(now);
+            // Where cgroups are not what they are elsewhere, all processes are looked at, which takes longer.
+            if self.cgroups.get(&uid).map_or(again, PodCgroup::is_populated) {
+                wanted.insert(uid);
+            }
         }
         for (uid, sandbox) in self.processes.find(&wanted) {
             self.missing.remove(&uid);
             self.sandboxes.insert(uid, sandbox);
+        }
+    }
+
+    /// Lets pods wait that were missing before and have a cgroup now, and those that an earlier daemon let wait; a pod whose
+    /// sandbox is found at first sight was running before it belonged to the mesh, and is enrolled without that.
+    fn hold(&mut self, uids: &BTreeSet<String>) {
+        let known = |uid: &&String| self.sandboxes.contains_key(*uid) || self.cgroups.contains_key(*uid);
+        let unknown: BTreeSet<String> = uids.iter().filter(|uid| !known(uid)).cloned().collect();
+        self.cgroups.extend(cgroups::find(&self.settings.pods_cgroup, &unknown));
+        self.held.retain(|uid, _| uids.contains(uid));
+        for (uid, cgroup) in &self.cgroups {
+            if self.missing.contains_key(uid) || self.earlier.contains(&cgroup.id) {
+                self.held.insert(uid.clone(), cgroup.id);
+            }
+        }
+        self.earlier.clear();
+        let wanted: BTreeSet<u64> = self.held.values().copied().collect();
+        if wanted == self.holding {
+            return;
+        }
+        match self.hold.hold(&wanted) {
+            Ok(()) => self.holding = wanted,
+            Err(error) => error!("pods that start cannot be held until they are enrolled: {error}"),
         }
     }
 

@@ -19,6 +19,7 @@ const LINK_DETACH: libc::c_long = 34;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(super) enum AttachType {
+    InetEgress = 1,
     SockOps = 3,
     Connect4 = 10,
     Connect6 = 11,
@@ -28,6 +29,8 @@ pub(super) enum AttachType {
     Recvmsg6 = 20,
     Peername4 = 29,
     Peername6 = 30,
+    Sockname4 = 31,
+    Sockname6 = 32,
     SkLookup = 36,
     /// Arrivals at a device, since Linux 6.6.
     TcxIngress = 46,

@@ -27,6 +27,8 @@ pub struct RedirectConfig {
     pub port_base: u16,
     /// Ports in that range: a power of two. A pod can open about 28,000 connections to one destination per port.
     pub port_count: u16,
+    /// Whether a running daemon of this instance is asked to make way; else starting beside it is refused.
+    pub succeed: bool,
     /// What is never redirected.
     pub exclusions: Exclusions,
     /// Number of workers, each of which gets its own listeners.
@@ -46,6 +48,7 @@ impl RedirectConfig {
             engine_cgroup: None,
             port_base: DEFAULT_PORT_BASE,
             port_count: DEFAULT_PORT_COUNT,
+            succeed: false,
             exclusions: Exclusions::default(),
             workers: 1,
         }

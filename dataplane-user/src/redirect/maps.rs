@@ -34,11 +34,13 @@ impl Abi for Record {}
 unsafe impl<T: Abi> aya::Pod for Plain<T> {}
 
 /// Maps that are pinned: they carry the state a next daemon adopts.
-pub(super) const PINNED: [&str; 22] = [
+pub(super) const PINNED: [&str; 24] = [
     "CONFIG",
     "PODS",
     "POD_BY_IP",
     "ENGINES",
+    "HELD",
+    "HOLDS",
     "NODE_NETNS",
     "EXCLUDED_PORTS",
     "EXCLUDED_CIDRS",

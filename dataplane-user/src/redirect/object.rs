@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use aya::maps::MapInfo;
-use aya::programs::{CgroupSockAddr, ProgramError, SchedClassifier, SkLookup, SockOps};
+use aya::programs::{CgroupSkb, CgroupSockAddr, ProgramError, SchedClassifier, SkLookup, SockOps};
 use aya::{Ebpf, EbpfLoader};
 
 use super::bpf::{self, AttachType};
@@ -43,10 +43,13 @@ struct Hook {
 }
 
 /// Attached in this order: what records and shows destinations first, what rewrites last.
-const HOOKS: [Hook; 9] = [
+const HOOKS: [Hook; 12] = [
     Hook { program: "sockets", kind: AttachType::SockOps, at: At::Root, floor: "5.15" },
     Hook { program: "peername4", kind: AttachType::Peername4, at: At::Pods, floor: "5.8" },
     Hook { program: "peername6", kind: AttachType::Peername6, at: At::Pods, floor: "5.8" },
+    Hook { program: "sockname4", kind: AttachType::Sockname4, at: At::Pods, floor: "5.8" },
+    Hook { program: "sockname6", kind: AttachType::Sockname6, at: At::Pods, floor: "5.8" },
+    Hook { program: EGRESS, kind: AttachType::InetEgress, at: At::Pods, floor: "5.8" },
     Hook { program: "dns_recv4", kind: AttachType::Recvmsg4, at: At::Pods, floor: "5.8" },
     Hook { program: "dns_recv6", kind: AttachType::Recvmsg6, at: At::Pods, floor: "5.8" },
     Hook { program: "outbound4", kind: AttachType::Connect4, at: At::Pods, floor: "5.8" },
@@ -66,6 +69,9 @@ const DIAL_HOOKS: [Hook; 4] = [
 /// Programs that are attached to devices while there are node ports.
 const DEVICE_PROGRAMS: [&str; 2] = ["entry_uplink", "entry_return"];
 const DEVICE_FLOOR: &str = "5.10";
+
+/// The program that sees packets of pods on their way out.
+const EGRESS: &str = "hold_egress";
 
 /// The program that is attached to pods' namespaces.
 const LOOKUP: &str = "inbound_lookup";
@@ -104,6 +110,7 @@ fn load_program(loaded: &mut Ebpf, program: &'static str, floor: &'static str) -
     let found = loaded.program_mut(program).ok_or_else(|| failed(ProgramError::NotLoaded))?;
     match program {
         "sockets" => <&mut SockOps>::try_from(found).and_then(SockOps::load),
+        EGRESS => <&mut CgroupSkb>::try_from(found).and_then(CgroupSkb::load),
         LOOKUP => <&mut SkLookup>::try_from(found).and_then(SkLookup::load),
         "entry_uplink" | "entry_return" => <&mut SchedClassifier>::try_from(found).and_then(SchedClassifier::load),
         _ => <&mut CgroupSockAddr>::try_from(found).and_then(CgroupSockAddr::load),

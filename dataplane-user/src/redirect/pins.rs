@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use causeway_ebpf::abi::LAYOUT_VERSION;
 
@@ -12,12 +13,34 @@ use super::cgroup::is_bpffs;
 use super::error::LoadError;
 use super::system::check;
 
+/// The folder by which a daemon that starts asks the one that runs to make way. Only folders can be made beside pins.
+const SUCCESSOR: &str = "successor";
+/// How long that may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often it is tried.
+const PAUSE: Duration = Duration::from_millis(20);
+
 /// The pin directory of one instance, locked while it is held.
 #[derive(Debug)]
 pub(super) struct Pins {
     instance: PathBuf,
     layout: PathBuf,
-    _lock: File,
+    /// None once a successor has taken over.
+    lock: Option<File>,
+    /// A running daemon has made way, and still serves what it has.
+    pub(super) succeeds: bool,
+}
+
+/// Locks the directory of an instance; `None` while a daemon has it.
+fn lock(instance: &Path) -> Result<Option<File>, LoadError> {
+    let failed = |source| LoadError::Io { action: "locking", path: instance.to_owned(), source };
+    let lock = File::open(instance).map_err(failed)?;
+    // SAFETY: no pointer is passed. The lock goes with the descriptor, also when the process is killed.
+    match check(unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }) {
+        Ok(_) => Ok(Some(lock)),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        Err(error) => Err(failed(error)),
+    }
 }
 
 /// Names of instances must be fit for a file name.
@@ -31,14 +54,15 @@ pub(super) fn check_instance(instance: &str) -> Result<(), LoadError> {
 }
 
 impl Pins {
-    /// Opens the directory of an instance, making it and mounting the BPF file system where needed.
-    pub(super) fn open(bpffs: &Path, instance: &str) -> Result<Self, LoadError> {
+    /// Opens the directory of an instance, making it and mounting the BPF file system where needed. With `succeed` a running
+    /// daemon is asked to make way, else it is an error.
+    pub(super) fn open(bpffs: &Path, instance: &str, succeed: bool) -> Result<Self, LoadError> {
         check_instance(instance)?;
         mount(bpffs)?;
         let folder = bpffs.join("causeway").join(instance);
         let failed = |source| LoadError::Io { action: "making the pin directory", path: folder.clone(), source };
         fs::create_dir_all(&folder).map_err(failed)?;
-        let pins = Self::locked(folder.clone())?;
+        let pins = if succeed { Self::succeeding(folder.clone())? } else { Self::locked(folder.clone())? };
         for part in ["maps", "links", "pods"] {
             fs::create_dir_all(pins.layout.join(part)).map_err(failed)?;
         }
@@ -61,19 +85,54 @@ impl Pins {
     }
 
     fn locked(instance: PathBuf) -> Result<Self, LoadError> {
-        let failed = |source| LoadError::Io { action: "locking", path: instance.clone(), source };
-        let lock = File::open(&instance).map_err(failed)?;
-        // SAFETY: no pointer is passed. The lock goes with the descriptor, also when the process is killed.
-        match check(unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }) {
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+        match lock(&instance)? {
+            Some(lock) => Ok(Self::with(instance, lock)),
+            None => {
                 let problem = format!("{} is in use by a running daemon; stop that first", instance.display());
-                return Err(LoadError::Config { setting: "instance", problem });
+                Err(LoadError::Config { setting: "instance", problem })
             }
-            Err(error) => return Err(failed(error)),
         }
+    }
+
+    fn with(instance: PathBuf, lock: File) -> Self {
         let layout = instance.join(format!("v{LAYOUT_VERSION}"));
-        Ok(Self { instance, layout, _lock: lock })
+        Self { instance, layout, lock: Some(lock), succeeds: false }
+    }
+
+    /// Takes the place of a daemon that runs, if there is one and it makes way.
+    fn succeeding(instance: PathBuf) -> Result<Self, LoadError> {
+        let asked = instance.join(SUCCESSOR);
+        let deadline = Instant::now() + PATIENCE;
+        let mut succeeds = false;
+        while Instant::now() < deadline {
+            if let Some(lock) = lock(&instance)? {
+                let _ = fs::remove_dir(&asked);
+                return Ok(Self { succeeds, ..Self::with(instance, lock) });
+            }
+            succeeds = true;
+            // It is there already where another successor gave up.
+            let _ = fs::create_dir(&asked);
+            std::thread::sleep(PAUSE);
+        }
+        let _ = fs::remove_dir(&asked);
+        let waited = PATIENCE.as_secs();
+        let problem = format!("{}: the running daemon did not make way in {waited} s; stop it", instance.display());
+        Err(LoadError::Config { setting: "instance", problem })
+    }
+
+    /// Whether a successor waits for this daemon to make way.
+    pub(super) fn is_asked(&self) -> bool {
+        self.lock.is_some() && self.instance.join(SUCCESSOR).is_dir()
+    }
+
+    /// Makes way: from now on somebody else writes maps and links.
+    pub(super) fn make_way(&mut self) {
+        self.lock = None;
+    }
+
+    /// Whether nobody has the place of this daemon, which has made way.
+    pub(super) fn is_vacant(&self) -> bool {
+        self.lock.is_none() && matches!(lock(&self.instance), Ok(Some(_)))
     }
 
     pub(super) fn map(&self, name: &str) -> PathBuf {

@@ -66,7 +66,9 @@ impl Redirector {
         }
         let id = PodId(self.next_pod);
         self.next_pod = self.next_pod.wrapping_add(1);
-        let opened = self.helper.control.open(id, self.config.workers, netns.fd.as_fd()).map_err(failed(uid))?;
+        // Listeners of a daemon that has made way take what is in their queues to the end; they must not share ports with these.
+        let apart = self.pins.succeeds && self.adopted.values().any(|record| record.inode == netns.inode);
+        let opened = self.helper.control.open(id, self.config.workers, apart, netns.fd.as_fd()).map_err(failed(uid))?;
         let missing = request.expected.iter().find(|ip| !opened.addresses.contains(ip));
         if let Some(address) = missing {
             let error = EnrolError::NotItsAddress { uid: uid.to_owned(), address: *address };
@@ -164,6 +166,7 @@ impl Redirector {
         for ip in &pod.ips {
             self.maps.pod_by_ip.insert(words(*ip), cookie, 0).map_err(in_map(uid, "POD_BY_IP"))?;
         }
+        self.maps.pod_by_ip.insert(abi::hold_address(cookie), cookie, 0).map_err(in_map(uid, "POD_BY_IP"))?;
         let pin = self.pins.pod(cookie);
         object::attach_lookup(self.lookup.as_fd(), pod.netns.fd.as_fd(), pod.netns.inode, &pin).map_err(|source| {
             let action = String::from("attaching the socket lookup (needs Linux 5.9 and CAP_NET_ADMIN)");
@@ -347,8 +350,7 @@ impl Redirector {
             std::thread::sleep(IN_FLIGHT);
         }
         remove_link(&self.pins.pod(cookie))?;
-        for ip in ips {
-            let key = words(*ip);
+        for key in ips.iter().map(|ip| words(*ip)).chain([abi::hold_address(cookie)]) {
             if self.maps.pod_by_ip.get(&key, 0).is_ok_and(|owner| owner == cookie) {
                 let _ = self.maps.pod_by_ip.remove(&key);
             }

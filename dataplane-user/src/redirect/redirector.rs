@@ -43,7 +43,7 @@ pub struct Redirector {
     pub(super) next_pod: u32,
     /// What there is for node ports.
     pub(super) entry: Option<super::entry::Entry>,
-    engine: u64,
+    pub(super) engine: u64,
     original: OriginalDst,
     pub(super) loaded: Ebpf,
     /// Ids of the node's cgroup and the pods' that the programs are attached to.
@@ -63,7 +63,7 @@ impl Redirector {
         config.cgroup_root = root;
         config.pods_cgroup = pods;
         config.workers = config.workers.max(1);
-        let pins = Pins::open(&config.bpffs, &config.instance)?;
+        let pins = Pins::open(&config.bpffs, &config.instance, config.succeed)?;
         let first = !pins.map("CONFIG").exists();
         let mut loaded = match object::load(&pins) {
             Ok(loaded) => loaded,
@@ -120,11 +120,14 @@ impl Redirector {
         self.pins.remove_other_layouts().map_err(stale)
     }
 
-    /// Makes this daemon's cgroup the only one that is not redirected. Enrolled pods of a dead daemon have no listener, so the
-    /// order of the two writes does not matter to them.
+    /// Makes this daemon's cgroup the only one that is not redirected, or one beside that of a daemon that has made way. Enrolled
+    /// pods of a dead daemon have no listener, so the order of the two writes does not matter to them.
     fn write_engine(&mut self) -> Result<(), LoadError> {
         let failed = in_map("ENGINES");
         self.maps.engines.insert(self.engine, 1, 0).map_err(&failed)?;
+        if self.pins.succeeds {
+            return Ok(());
+        }
         let others: Vec<u64> =
             self.maps.engines.keys().filter_map(Result::ok).filter(|id| *id != self.engine).collect();
         for other in others {
@@ -228,6 +231,11 @@ impl Redirector {
         self.maps.config.set(0, Plain(config), 0).map_err(in_map("CONFIG"))
     }
 
+    /// The cgroup of all pods.
+    pub fn pods_cgroup(&self) -> &std::path::Path {
+        &self.config.pods_cgroup
+    }
+
     /// Tells original destinations; a clone for every worker.
     pub fn original_dst(&self) -> OriginalDst {
         self.original.clone()
@@ -239,6 +247,14 @@ impl Redirector {
     /// [`LoadError::Map`] if the pinned map cannot be opened.
     pub fn dns_servers(&self) -> Result<super::DnsServers, LoadError> {
         super::DnsServers::open(&self.pins.map("DNS_SERVERS"))
+    }
+
+    /// Says which pods wait for their enrolment.
+    ///
+    /// # Errors
+    /// [`LoadError::Map`] if the pinned map cannot be opened.
+    pub fn holds(&self) -> Result<super::Holds, LoadError> {
+        super::Holds::open(&self.pins.map("HELD"))
     }
 
     /// The channels to the helper, one for each worker; empty on a second call.

@@ -15,7 +15,21 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Clusters that are up.
 #[derive(Debug)]
-pub struct Clusters(());
+pub struct Clusters {
+    /// They are taken down at the end.
+    of_its_own: bool,
+}
+
+impl Drop for Clusters {
+    fn drop(&mut self) {
+        if self.of_its_own
+            && let Err(error) = cluster(&["down"]).and_then(output)
+            && !std::thread::panicking()
+        {
+            panic!("the clusters cannot be taken down: {error}");
+        }
+    }
+}
 
 impl Clusters {
     /// Two clusters of two nodes each, made now if they are not there.
@@ -24,7 +38,7 @@ impl Clusters {
     /// Why they cannot be made.
     pub fn two() -> Result<Self> {
         output(cluster(&["up", "--clusters", "2", "--nodes", "2"])?)?;
-        Ok(Self(()))
+        Ok(Self { of_its_own: false })
     }
 
     /// The clusters that are up, whatever their number; else two.
@@ -32,7 +46,17 @@ impl Clusters {
     /// # Errors
     /// Why they cannot be made.
     pub fn any() -> Result<Self> {
-        if output(cluster(&["status"])?).is_ok() { Ok(Self(())) } else { Self::two() }
+        if output(cluster(&["status"])?).is_ok() { Ok(Self { of_its_own: false }) } else { Self::two() }
+    }
+
+    /// One cluster of two nodes whose kube-proxy works in this mode, for one test: others are taken down before, and it after.
+    ///
+    /// # Errors
+    /// Why it cannot be made.
+    pub fn with_proxy(mode: &str) -> Result<Self> {
+        output(cluster(&["down"])?)?;
+        output(cluster(&["up", "--clusters", "1", "--nodes", "2", "--proxy-mode", mode])?)?;
+        Ok(Self { of_its_own: true })
     }
 
     /// Helm for a cluster.

@@ -46,14 +46,16 @@ impl Control {
         Packet::new(tag::CHANNEL).send(self.channel.as_fd(), &[channel])
     }
 
-    /// Sets a namespace up for `workers` workers.
+    /// Sets a namespace up for `workers` workers, with listeners on ports that nobody has if they have to be `apart`.
     pub(in crate::redirect) fn open(
         &self,
         pod: PodId,
         workers: usize,
+        apart: bool,
         netns: BorrowedFd<'_>,
     ) -> Result<OpenedPod, StepError> {
-        Packet::new(tag::OPEN).u32(pod.0).u32(workers as u32).send(self.channel.as_fd(), &[netns]).map_err(talking)?;
+        let request = Packet::new(tag::OPEN).u32(pod.0).u32(workers as u32).u8(u8::from(apart));
+        request.send(self.channel.as_fd(), &[netns]).map_err(talking)?;
         let mut listeners = Vec::with_capacity(workers);
         loop {
             let answer = self.answer()?;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::links::Link;
 use super::netlink::Netlink;
-use super::podnet::{StepError, listen, raise_sysctl, step};
+use super::podnet::{Choice, StepError, listen, raise_sysctl, step};
 use super::serve::inside;
 use super::wire::{Packet, Reader};
 use crate::redirect::netns::is_netns;
@@ -271,7 +271,7 @@ fn furnish(there: &Link, mtu: Option<u32>, v6: bool, addresses: &[IpAddr]) -> Re
 
 /// Listeners of all workers on `port` of every address of the current namespace.
 pub(super) fn listeners(port: u16, workers: usize) -> Result<Vec<OwnedFd>, StepError> {
-    step(format!("opening listeners on node port {port}"), listen(port, workers, false))
+    step(format!("opening listeners on node port {port}"), listen(port, workers, Choice::Named))
 }
 
 /// Removes the namespace of an instance and all that is in it; nothing there is fine.

@@ -75,16 +75,17 @@ pub(super) struct Opened {
 }
 
 /// Sets the current namespace up for `workers` workers. On an error nothing is left changed.
-pub(super) fn open(workers: usize, proc: &Path) -> Result<Opened, StepError> {
+pub(super) fn open(workers: usize, apart: bool, proc: &Path) -> Result<Opened, StepError> {
     let mut saved = Saved::NONE;
-    let result = open_steps(workers, proc, &mut saved);
+    let choice = if apart { Choice::Free } else { Choice::Preferred };
+    let result = open_steps(workers, choice, proc, &mut saved);
     if result.is_err() {
         let _ = undo(saved, proc);
     }
     result
 }
 
-fn open_steps(workers: usize, proc: &Path, saved: &mut Saved) -> Result<Opened, StepError> {
+fn open_steps(workers: usize, choice: Choice, proc: &Path, saved: &mut Saved) -> Result<Opened, StepError> {
     saved.fwmark_accept = raise_sysctl(&proc.join(FWMARK_ACCEPT), 1)?;
     saved.somaxconn = raise_sysctl(&proc.join(SOMAXCONN), BACKLOG)?;
     saved.reflect4 = raise_sysctl(&proc.join(REFLECT4), 1)?;
@@ -105,7 +106,7 @@ fn open_steps(workers: usize, proc: &Path, saved: &mut Saved) -> Result<Opened, 
     let kinds = [OUTBOUND_PORT, PLAINTEXT_PORT, HBONE_PORT];
     let mut groups = Vec::with_capacity(kinds.len());
     for port in kinds {
-        groups.push(step(format!("opening listeners on port {port}"), listen(port, workers, true))?.into_iter());
+        groups.push(step(format!("opening listeners on port {port}"), listen(port, workers, choice))?.into_iter());
     }
     let mut listeners = Vec::with_capacity(workers);
     let mut groups = groups.into_iter();
@@ -156,14 +157,26 @@ pub(super) fn raise_sysctl(path: &Path, least: i32) -> Result<i32, StepError> {
     Ok(value)
 }
 
-/// One listener for each worker on `port`, or, where `any` will do, on a port of the kernel's choice if the application holds
-/// that one: the socket lookup selects the listener, whatever its port.
-pub(super) fn listen(port: u16, workers: usize, any: bool) -> io::Result<Vec<OwnedFd>> {
+/// Which port a group of listeners has. Where the socket lookup selects the listener any will do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Choice {
+    /// The named one.
+    Named,
+    /// The named one, or one of the kernel's choice if the application holds that.
+    Preferred,
+    /// One of the kernel's choice.
+    Free,
+}
+
+/// One listener for each worker on `port`, or on another.
+pub(super) fn listen(port: u16, workers: usize, choice: Choice) -> io::Result<Vec<OwnedFd>> {
     let mut group: Vec<OwnedFd> = Vec::with_capacity(workers);
-    let mut bound = port;
+    let mut bound = if choice == Choice::Free { 0 } else { port };
     for index in 0..workers.max(1) {
         let listener = match listener(bound) {
-            Err(error) if any && index == 0 && error.kind() == io::ErrorKind::AddrInUse => listener(0)?,
+            Err(error) if choice == Choice::Preferred && index == 0 && error.kind() == io::ErrorKind::AddrInUse => {
+                listener(0)?
+            }
             other => other?,
         };
         if index == 0 {

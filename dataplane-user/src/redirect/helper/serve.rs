@@ -72,9 +72,9 @@ pub fn serve(fd: RawFd, proc: &Path) -> io::Result<()> {
                     .spawn(move || serve_worker(&worker, &pods, &home))?;
             }
             tag::OPEN => {
-                let (pod, workers) = (fields.u32()?, fields.u32()?);
+                let (pod, workers, apart) = (fields.u32()?, fields.u32()?, fields.u8()? != 0);
                 let netns = fds.next().ok_or_else(missing_descriptor)?;
-                match inside(netns.as_fd(), home.as_fd(), || podnet::open(workers as usize, proc)) {
+                match inside(netns.as_fd(), home.as_fd(), || podnet::open(workers as usize, apart, proc)) {
                     Ok(opened) => {
                         pods.insert(pod, netns);
                         answer_opened(channel.as_fd(), opened)?;
