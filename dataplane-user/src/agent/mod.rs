@@ -29,4 +29,5 @@ pub mod plaintext;
 mod policy;
 mod profile;
 pub mod proof;
+mod steering;
 pub mod worker;

@@ -163,7 +163,7 @@ impl Node {
         workers: usize,
         mut helper: Helper,
     ) -> Result<(), Failure> {
-        let defaults = settings.defaults;
+        let defaults = args.pods.entry(settings.defaults, environment)?;
         let drain_time = args.drain.map_or(settings.drain, Duration::from_secs);
         let (model, file) = match args.model.clone() {
             Some(path) => {
@@ -233,7 +233,7 @@ impl Node {
         enrolments.proving = pods.as_ref().map(|pods| Proving::new(shared.clone(), pods.outcomes()));
         let mut node = Node {
             enrolments,
-            node_ports: NodePorts::default(),
+            node_ports: NodePorts::new(pods.as_ref().map(kubernetes::Pods::steering)),
             pods,
             filed,
             file,
@@ -266,6 +266,9 @@ impl Node {
             Some(pods) => pods.is_removal().await,
             None => false,
         };
+        if removal {
+            node.node_ports.pass(&mut node.enrolments.redirector, &node.workers)?;
+        }
         info!("draining for up to {} s", drain_time.as_secs_f32());
         drop(socket);
         let _ = drain.send(true);
@@ -312,7 +315,7 @@ impl Node {
                     }
                     let model = self.shared.model.load();
                     self.enrolments.tick(&model.node.enrol, &self.workers);
-                    self.node_ports.tick(&model.node, &mut self.enrolments, &self.shared, &self.workers);
+                    self.node_ports.tick(&mut self.enrolments, &self.shared, &self.workers);
                     self.enrolments.redirector.require_helper()?;
                 }
             }

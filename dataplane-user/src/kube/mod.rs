@@ -2,13 +2,18 @@
 //! what the API is told of them.
 //!
 //! [`eligibility`] decides by labels, [`sandbox`] finds namespaces by the pod's uid in cgroup paths, [`source`] follows the API
-//! and says what shall be enrolled, [`marks`] writes annotations and events. Nothing here touches the kernel's state.
+//! and says what shall be enrolled, [`marks`] writes annotations and events; [`node_ports`] decides which ports of services
+//! are steered. Nothing here touches the kernel's state.
 
+mod complaints;
 pub mod eligibility;
+mod listed;
 pub mod marks;
+pub mod node_ports;
 mod pods;
 pub mod removal;
 pub mod sandbox;
+mod services;
 pub mod source;
 
 use std::collections::BTreeSet;
@@ -29,6 +34,10 @@ pub struct Settings {
     pub excluded: BTreeSet<String>,
     /// Whether DNS of pods is captured that say nothing about it.
     pub dns: bool,
+    /// Whose node ports are steered.
+    pub node_ports: node_ports::Selection,
+    /// Domain of the cluster's service names.
+    pub domain: String,
 }
 
 /// A client of the API server: that of a kubeconfig, else that of the pod's service account.

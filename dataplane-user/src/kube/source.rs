@@ -15,10 +15,11 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::StreamExt;
 use tracing::{error, info, warn};
 
-use super::Settings;
 use super::marks::Marks;
+use super::node_ports::Candidate;
 use super::pods::{Facts, Known};
 use super::sandbox::{Processes, Sandbox};
+use super::{Settings, services};
 use crate::state::{Enrolment, ExistingConnections};
 
 /// How often sandboxes are looked for that were not found yet.
@@ -48,6 +49,8 @@ pub struct Source {
     pub wanted: watch::Receiver<Option<Arc<[Enrolment]>>>,
     /// What became of them.
     pub outcomes: mpsc::UnboundedSender<Outcome>,
+    /// Node ports that are to be steered; `None` until the API has told all services.
+    pub node_ports: watch::Receiver<Option<Arc<[Candidate]>>>,
 }
 
 /// Starts following the API, on a thread of its own.
@@ -60,6 +63,7 @@ pub fn start(settings: Settings) -> Result<Source, String> {
     let runtime = runtime.map_err(|error| error.to_string())?;
     let (wanted, receiver) = watch::channel(None);
     let (outcomes, told) = mpsc::unbounded_channel();
+    let (candidates, node_ports) = watch::channel(None);
     let (started, result) = sync::channel();
     thread::Builder::new()
         .name("kubernetes".into())
@@ -70,6 +74,7 @@ pub fn start(settings: Settings) -> Result<Source, String> {
                     Err(error) => return drop(started.send(Err(error))),
                 };
                 let _ = started.send(Ok(()));
+                tokio::spawn(services::follow(client.clone(), settings.clone(), candidates));
                 let marks = Marks::new(client.clone(), &settings.node);
                 let follower = Follower {
                     settings,
@@ -88,7 +93,7 @@ pub fn start(settings: Settings) -> Result<Source, String> {
         })
         .map_err(|error| error.to_string())?;
     match result.recv() {
-        Ok(Ok(())) => Ok(Source { wanted: receiver, outcomes }),
+        Ok(Ok(())) => Ok(Source { wanted: receiver, outcomes, node_ports }),
         Ok(Err(error)) => Err(error),
         Err(_) => Err("the thread that follows the Kubernetes API has ended".to_owned()),
     }
@@ -275,7 +280,7 @@ impl Follower {
 }
 
 /// The event, unless it is a failure, which is told once.
-fn heard<K>(what: &str, event: Result<Event<K>, Error>, trouble: &mut Option<String>) -> Option<Event<K>> {
+pub(super) fn heard<K>(what: &str, event: Result<Event<K>, Error>, trouble: &mut Option<String>) -> Option<Event<K>> {
     match event {
         Ok(event) => {
             if trouble.take().is_some() {
@@ -286,7 +291,7 @@ fn heard<K>(what: &str, event: Result<Event<K>, Error>, trouble: &mut Option<Str
         Err(error) => {
             let text = error.to_string();
             if trouble.as_ref() != Some(&text) {
-                warn!("the Kubernetes API does not tell of {what}; what is enrolled stays: {text}");
+                warn!("the Kubernetes API does not tell of {what}; what is in force stays: {text}");
             }
             *trouble = Some(text);
             None

@@ -34,6 +34,16 @@ impl Clusters {
         if output(cluster(&["status"])?).is_ok() { Ok(Self(())) } else { Self::two() }
     }
 
+    /// One cluster of two nodes whose kube-proxy writes nftables rules, in place of whatever is up.
+    ///
+    /// # Errors
+    /// Why it cannot be made.
+    pub fn with_nftables() -> Result<Self> {
+        output(cluster(&["down"])?)?;
+        output(cluster(&["up", "--clusters", "1", "--nodes", "2", "--proxy-mode", "nftables"])?)?;
+        Ok(Self(()))
+    }
+
     /// Helm for a cluster.
     ///
     /// # Errors
