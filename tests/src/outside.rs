@@ -78,20 +78,7 @@ impl Outside {
         to: SocketAddr,
         path: &str,
     ) -> Result<Vec<std::result::Result<String, String>>> {
-        let (clients, path) = (clients.to_vec(), path.to_owned());
-        netns::within(&self.place.netns, move || {
-            peer::block_on(async {
-                let mut answers = Vec::with_capacity(clients.len());
-                for some in clients.chunks(AT_ONCE) {
-                    let asked: Vec<_> =
-                        some.iter().map(|client| tokio::spawn(ask(*client, to, path.clone()))).collect();
-                    for one in asked {
-                        answers.push(one.await.map_err(context("a client"))?);
-                    }
-                }
-                Ok(answers)
-            })
-        })?
+        ask_in(&self.place.netns, clients, to, path)
     }
 
     /// As [`Outside::ask`] for one client that must get an answer.
@@ -103,6 +90,31 @@ impl Outside {
         let answer = self.ask(&[client], to, path)?.pop();
         answer.unwrap_or_else(|| Err("nobody asked".to_owned())).map_err(Error)
     }
+}
+
+/// As [`Outside::ask`], from a namespace in which these addresses are local.
+///
+/// # Errors
+/// If the namespace is gone.
+pub fn ask_in(
+    netns: &str,
+    clients: &[IpAddr],
+    to: SocketAddr,
+    path: &str,
+) -> Result<Vec<std::result::Result<String, String>>> {
+    let (clients, path) = (clients.to_vec(), path.to_owned());
+    netns::within(netns, move || {
+        peer::block_on(async {
+            let mut answers = Vec::with_capacity(clients.len());
+            for some in clients.chunks(AT_ONCE) {
+                let asked: Vec<_> = some.iter().map(|client| tokio::spawn(ask(*client, to, path.clone()))).collect();
+                for one in asked {
+                    answers.push(one.await.map_err(context("a client"))?);
+                }
+            }
+            Ok(answers)
+        })
+    })?
 }
 
 async fn ask(client: IpAddr, to: SocketAddr, path: String) -> std::result::Result<String, String> {

@@ -49,7 +49,11 @@ fn the_agent_has_the_listed_rights_alone_and_writes_to_pods_of_its_node_alone() 
         (&["delete", "events.events.k8s.io", "-A"], false),
         (&["patch", "daemonsets.apps", "-A"], false),
         (&["impersonate", "users"], false),
-        (&["list", "services", "-A"], false),
+        (&["list", "services", "-A"], true),
+        (&["watch", "services", "-A"], true),
+        (&["get", "services", "-A"], false),
+        (&["patch", "services", "-A"], false),
+        (&["list", "endpointslices.discovery.k8s.io", "-A"], false),
     ] {
         assert_eq!(can(words), expected, "{words:?}");
     }
@@ -183,6 +187,9 @@ fn the_chart_renders_with_every_profile_refuses_mistakes_and_passes_the_api_serv
         ("netwrok=a", "netwrok"),
         ("logAsJson=maybe", "logAsJson"),
         ("capabilities={NET_RAW}", "capabilities"),
+        ("nodePort.services=some", "nodePort"),
+        ("nodePort.uplinks={a name that is too long}", "nodePort"),
+        ("nodePort.podRanges={10.244.0.0}", "nodePort"),
         ("xdsAddress=istiod", "xdsAddress"),
         ("ambient.enabled=false", "ambient"),
         ("network=elsewhere", "is labelled topology.istio.io/network"),

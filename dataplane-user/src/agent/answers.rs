@@ -107,7 +107,9 @@ impl Source for Answers {
         let failed = pods.failed.iter().filter(|_| !pods.from_api);
         let mut pending: Vec<String> = failed.map(|(uid, why)| format!("{uid}: {why}")).collect();
         pending.extend(pods.trouble.clone());
-        pending.extend(pods.node_ports.error.iter().map(|why| format!("node ports: {why}")));
+        // Those of the API stay with the node's own service proxy until they can be taken.
+        let untaken = pods.node_ports.error.iter().filter(|_| !pods.from_api);
+        pending.extend(untaken.map(|why| format!("node ports: {why}")));
         if pods.incomplete {
             pending.push("the Kubernetes API has not told which pods belong to the mesh yet".to_owned());
         }

@@ -142,6 +142,7 @@ fn defaults(environment: &Environment) -> Result<Defaults, Failure> {
         preferred_namespace: text("PREFERED_SERVICE_NAMESPACE"),
         dns: environment.get("ISTIO_META_DNS_CAPTURE").is_none_or(|value| value == "true"),
         ttl: environment.time("SECRET_TTL")?,
+        entry: None,
     })
 }
 

@@ -1,11 +1,15 @@
-//! Which entry points of another network answer: one memory per worker.
+//! Entry points: which of another network's answer, one memory per worker, and the sockets of our own.
 
 use std::{
     cell::RefCell,
     collections::HashMap,
     hash::{DefaultHasher, Hash, Hasher},
+    io,
+    net::{SocketAddr, TcpListener},
     time::Duration,
 };
+
+use socket2::{Domain, Protocol, Socket, Type};
 
 use tokio::time::Instant;
 
@@ -14,6 +18,8 @@ use crate::{
     tunnel::client::Tunnel,
 };
 
+/// Length of the accept queue of a gateway's listener.
+const BACKLOG: i32 = 8192;
 /// How long an address is avoided after its first failure in a row.
 const FIRST_EJECTION: Duration = Duration::from_secs(1);
 /// The longest time an address is avoided.
@@ -64,6 +70,16 @@ impl Health {
         ordered.sort_by_key(|candidate| self.is_ejected(&name(&candidate.address)));
         ordered
     }
+}
+
+/// A listening socket that shares its address with those of the other workers.
+pub(super) fn listener(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
 }
 
 /// A number that is always the same for an address.

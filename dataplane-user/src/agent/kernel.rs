@@ -8,10 +8,11 @@ use super::{
     node::{Args, Failure},
     node_ports::NodePorts,
     proof::Proving,
+    steering::Steering,
     worker::{self, Shared},
 };
 use crate::{
-    redirect::{Exclusions, RedirectConfig, Redirector, helper::Helper},
+    redirect::{Exclusions, LoadError, RedirectConfig, Redirector, helper::Helper},
     state::{Model, NodeConfig},
 };
 
@@ -64,15 +65,23 @@ pub(super) fn load(args: &Args, model: &Model, workers: usize, helper: Helper) -
 }
 
 impl Kernel {
-    pub(super) fn new(redirector: Redirector, proving: Option<Proving>) -> Self {
+    pub(super) fn new(redirector: Redirector, proving: Option<Proving>, steering: Option<Steering>) -> Self {
         let mut enrolments = Enrolments::new(redirector);
         enrolments.proving = proving;
-        Self { enrolments, node_ports: NodePorts::default() }
+        Self { enrolments, node_ports: NodePorts::new(steering) }
     }
 
     /// Opens and closes node ports as the model says.
     pub(super) fn open_node_ports(&mut self, node: &NodeConfig, shared: &Shared, workers: &[worker::Handle]) {
         self.node_ports.apply(node, &mut self.enrolments, shared, workers);
+    }
+
+    /// Takes no new connections to node ports.
+    ///
+    /// # Errors
+    /// As [`NodePorts::pass`].
+    pub(super) fn pass_node_ports(&mut self, workers: &[worker::Handle]) -> Result<(), LoadError> {
+        self.node_ports.pass(&mut self.enrolments.redirector, workers)
     }
 
     /// Regular work.
@@ -87,7 +96,7 @@ impl Kernel {
     ) -> std::io::Result<()> {
         self.enrolments.tick(&node.enrol, workers);
         self.enrolments.look(|| look::known_name(&shared.model.load()), workers);
-        self.node_ports.tick(node, &mut self.enrolments, shared, workers);
+        self.node_ports.tick(&mut self.enrolments, shared, workers);
         self.enrolments.redirector.require_helper()
     }
 }

@@ -9,9 +9,13 @@ use tokio::sync::{mpsc, watch};
 use tracing::info;
 
 use super::node::{Failure, Node};
+use super::steering::Steering;
 use super::succession::Place;
+use crate::istio::xds_settings::Environment;
+use crate::kube::node_ports::{Candidate, Selection};
 use crate::kube::{Hold, Settings, removal, source};
 use crate::redirect::{Holds, Redirector};
+use crate::state::file::{Defaults, EntryDefaults};
 use crate::state::{Enrolment, ExistingConnections, NodeConfig};
 
 /// The model of a node that is told everything else by its environment.
@@ -32,6 +36,42 @@ pub struct Args {
     /// Where the node's own proc file system is mounted, for writing.
     #[arg(long, value_name = "DIR", default_value = "/proc")]
     pub proc: PathBuf,
+    /// Whose node ports are steered past the node's own service proxy, from Linux 6.6 on.
+    #[arg(long, value_enum, default_value_t, requires = "kubernetes")]
+    pub node_ports: Selection,
+    /// Devices that connections to node ports arrive at; without them, those of the default routes and of HOST_IPS.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', requires = "kubernetes")]
+    pub uplinks: Vec<String>,
+    /// Ranges of this cluster's pods. With them, policies and applications on other nodes see the addresses of clients at node
+    /// ports, except addresses in these ranges.
+    #[arg(long, value_name = "RANGES", value_delimiter = ',', requires = "kubernetes")]
+    pub pod_ranges: Vec<String>,
+}
+
+impl Args {
+    /// What the model file need not say, with the entry of node ports.
+    pub(super) fn entry(&self, mut defaults: Defaults, environment: &Environment) -> Result<Defaults, Failure> {
+        if self.node_ports == Selection::None {
+            return Ok(defaults);
+        }
+        let named = |name: &str| environment.get(name).map(str::to_owned);
+        let (Some(namespace), Some(account)) = (named("POD_NAMESPACE"), named("SERVICE_ACCOUNT")) else {
+            return Err("clients at node ports enter the mesh in the agent's name: set POD_NAMESPACE and SERVICE_ACCOUNT, or --node-ports=none".into());
+        };
+        defaults.entry = Some(EntryDefaults {
+            account: (namespace, account),
+            netns: self.proc.join("1/ns/net").to_string_lossy().into_owned(),
+            uplinks: self.uplinks.clone(),
+            internal: environment
+                .or("HOST_IPS", "")
+                .split(',')
+                .map(str::to_owned)
+                .filter(|ip| !ip.is_empty())
+                .collect(),
+            pod_ranges: self.pod_ranges.clone(),
+        });
+        Ok(defaults)
+    }
 }
 
 fn object(text: &str) -> Result<(String, String), String> {
@@ -58,6 +98,7 @@ pub(super) struct Pods {
     outcomes: mpsc::UnboundedSender<source::Outcome>,
     current: Vec<Enrolment>,
     complete: bool,
+    node_ports: watch::Receiver<Option<Arc<[Candidate]>>>,
     daemon_set: Option<(String, String)>,
 }
 
@@ -82,6 +123,8 @@ impl Pods {
             excluded: args.exclude_namespaces.iter().filter(|name| !name.is_empty()).cloned().collect(),
             dns,
             pods_cgroup,
+            node_ports: args.node_ports,
+            domain: node.cluster_domain.to_string(),
         };
         let source = source::start(settings, Box::new(Held(redirector.holds()?)))?;
         let current = redirector.adopted().into_iter().map(|pod| Enrolment {
@@ -100,6 +143,7 @@ impl Pods {
             outcomes: source.outcomes,
             current: current.collect(),
             complete: false,
+            node_ports: source.node_ports,
             daemon_set: args.daemon_set.clone(),
         })
     }
@@ -119,6 +163,11 @@ impl Pods {
     /// What is wanted now.
     pub(super) fn current(&self) -> &[Enrolment] {
         &self.current
+    }
+
+    /// What brings node ports to what the API says.
+    pub(super) fn steering(&self) -> Steering {
+        Steering::new(self.node_ports.clone())
     }
 
     /// Whether the API has told all it knows.

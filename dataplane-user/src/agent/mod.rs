@@ -32,5 +32,6 @@ pub mod plaintext;
 mod policy;
 mod profile;
 pub mod proof;
+mod steering;
 mod succession;
 pub mod worker;

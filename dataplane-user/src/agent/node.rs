@@ -2,14 +2,13 @@
 
 use std::{
     io,
-    net::{SocketAddr, TcpListener},
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use prometheus_client::registry::Registry;
-use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{Notify, watch},
@@ -21,6 +20,7 @@ use super::{
     certificates, control_plane,
     enrolment::Report,
     environment::Settings,
+    gateways,
     kernel::{self, Kernel},
     kubernetes,
     proof::{Proofs, Proving},
@@ -45,8 +45,6 @@ use crate::{
 
 /// How often the model file and the kernel's counters are looked at.
 const TICK: Duration = Duration::from_millis(250);
-/// Length of the accept queue of a gateway's listener.
-const BACKLOG: i32 = 8192;
 
 /// What the daemon is started with.
 #[derive(Debug, clap::Args)]
@@ -130,7 +128,8 @@ pub type Failure = Box<dyn std::error::Error>;
 pub fn run(args: Args) -> Result<(), Failure> {
     let environment = Environment::of_process();
     let cpus = online_cpus()?;
-    let settings = Settings::read(&environment, cpus.len())?;
+    let mut settings = Settings::read(&environment, cpus.len())?;
+    settings.defaults = args.pods.entry(settings.defaults, &environment)?;
     let workers = args.workers.or(settings.workers).unwrap_or(cpus.len()).max(1);
     let (model, file) = match args.model.clone() {
         Some(path) => {
@@ -184,7 +183,7 @@ impl Node {
         workers: usize,
         mut helper: Option<Helper>,
     ) -> Result<(), Failure> {
-        let defaults = settings.defaults;
+        let defaults = args.pods.entry(settings.defaults, environment)?;
         let drain_time = args.drain.map_or(settings.drain, Duration::from_secs);
         let credentials = certificates::open(&model.node, environment)?;
         credentials.set_trust(trust(&model)?)?;
@@ -235,7 +234,8 @@ impl Node {
             None
         };
         let proving = pods.as_ref().map(|pods| Proving::new(shared.clone(), pods.outcomes()));
-        let kernel = redirector.map(|redirector| Kernel::new(redirector, proving));
+        let steering = pods.as_ref().map(kubernetes::Pods::steering);
+        let kernel = redirector.map(|redirector| Kernel::new(redirector, proving, steering));
         let mut node = Node {
             report: kernel.as_ref().map(|kernel| kernel.enrolments.shared_report()).unwrap_or_default(),
             kernel,
@@ -277,6 +277,9 @@ impl Node {
             None => false,
         };
         let left = node.place == Place::Left;
+        if let Some(kernel) = node.kernel.as_mut().filter(|_| removal) {
+            kernel.pass_node_ports(&node.workers)?;
+        }
         info!("draining for up to {} s", drain_time.as_secs_f32());
         drop(socket);
         let _ = drain.send(true);
@@ -401,7 +404,7 @@ impl Node {
                 continue;
             }
             for worker in &self.workers {
-                let listener = gateway_listener(address)
+                let listener = gateways::listener(address)
                     .map_err(|error| format!("the gateway cannot listen on {address}: {error}"))?;
                 let _ = worker.commands.send(Command::AddGateway { listener });
             }
@@ -436,14 +439,4 @@ fn trust(model: &Model) -> Result<TrustBundle, IdentityError> {
         bundle.add_file(&domain.name, &domain.roots)?;
     }
     Ok(bundle)
-}
-
-/// A listening socket that shares its address with those of the other workers.
-fn gateway_listener(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?;
-    socket.set_reuse_port(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
 }

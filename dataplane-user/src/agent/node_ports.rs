@@ -13,6 +13,7 @@ use tracing::{error, info};
 
 use super::{
     enrolment::Enrolments,
+    steering::Steering,
     worker::{self, Command, Shared},
 };
 use crate::{
@@ -70,6 +71,10 @@ pub(super) struct Report {
 pub(super) struct NodePorts {
     /// What the kernel is set up for.
     opened: Option<Entry>,
+    /// What the Kubernetes API wants steered, where it is followed.
+    steering: Option<Steering>,
+    /// What earlier daemons left is settled.
+    settled: bool,
     /// What was asked for last.
     applied: Option<(Option<Entry>, Vec<NodePort>)>,
     addresses: Vec<IpAddr>,
@@ -93,6 +98,11 @@ fn wanted(node: &NodeConfig) -> BTreeMap<u16, (Use, IpFamilies)> {
 }
 
 impl NodePorts {
+    /// Nothing is open yet.
+    pub(super) fn new(steering: Option<Steering>) -> Self {
+        Self { steering, ..Self::default() }
+    }
+
     /// Opens the ports that are wanted and gives up the others. What fails is reported and tried again.
     pub(super) fn apply(
         &mut self,
@@ -115,21 +125,29 @@ impl NodePorts {
     }
 
     /// Regular work: forgets ports whose last connection has ended, follows the model, tries again what failed.
-    pub(super) fn tick(
-        &mut self,
-        node: &NodeConfig,
-        enrolments: &mut Enrolments,
-        shared: &Shared,
-        workers: &[worker::Handle],
-    ) {
+    pub(super) fn tick(&mut self, enrolments: &mut Enrolments, shared: &Shared, workers: &[worker::Handle]) {
+        if let Some(steering) = &mut self.steering {
+            steering.follow(&shared.model);
+        }
+        let node = &shared.model.load().node;
         self.ticks = self.ticks.wrapping_add(1);
         let ended = self.closing.values().any(|open| open.load(Relaxed) == 0);
         let retry = self.error.is_some() && self.ticks.is_multiple_of(RETRY_TICKS);
         let same =
             self.applied.as_ref().is_some_and(|(entry, ports)| *entry == node.entry && *ports == node.node_ports);
-        if ended || retry || !same {
+        let unsettled =
+            !self.settled && self.error.is_none() && self.steering.as_ref().is_none_or(Steering::is_complete);
+        if ended || retry || !same || unsettled {
             self.apply(node, enrolments, shared, workers);
         }
+    }
+
+    /// Takes no new connections to any port: from then on they pass.
+    ///
+    /// # Errors
+    /// If the kernel's state cannot be changed.
+    pub(super) fn pass(&mut self, redirector: &mut Redirector, workers: &[worker::Handle]) -> Result<(), LoadError> {
+        self.give_up(&BTreeMap::new(), redirector, workers)
     }
 
     fn bring(
@@ -152,17 +170,21 @@ impl NodePorts {
         let uses = wanted.iter().map(|(port, (usage, _))| (*port, usage.clone())).collect();
         shared.node_ports.store(Arc::new(Table { addresses: self.addresses.clone(), uses }));
         self.give_up(&wanted, redirector, workers)?;
-        if self.applied.is_none() {
+        // Before it is known what is wanted, ports that an earlier daemon took stay taken: refused, and not passed.
+        let complete = self.steering.as_ref().is_none_or(Steering::is_complete);
+        if complete && !self.settled {
             redirector.keep_node_ports(|port| wanted.contains_key(&port))?;
         }
         for (port, (_, families)) in &wanted {
             self.open(*port, *families, redirector, workers)?;
         }
-        if wanted.is_empty() && self.closing.is_empty() && (self.opened.is_some() || self.applied.is_none()) {
+        let unused = wanted.is_empty() && self.closing.is_empty();
+        if complete && unused && (self.opened.is_some() || !self.settled) {
             redirector.close_entry()?;
             self.opened = None;
             self.addresses.clear();
         }
+        self.settled |= complete;
         self.applied = Some((node.entry.clone(), node.node_ports.clone()));
         Ok(())
     }
@@ -221,5 +243,10 @@ impl NodePorts {
 }
 
 fn config(entry: &Entry) -> EntryConfig {
-    EntryConfig { netns: entry.netns.clone(), uplinks: entry.uplinks.clone(), addresses: entry.addresses.clone() }
+    EntryConfig {
+        netns: entry.netns.clone(),
+        uplinks: entry.uplinks.clone(),
+        addresses: entry.addresses.clone(),
+        internal: entry.internal.clone(),
+    }
 }

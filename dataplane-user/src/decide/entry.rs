@@ -7,7 +7,7 @@ use super::balance::{Vantage, Wanted, choose, eligible};
 use super::outbound::{Step, direct, elsewhere};
 use super::{DecideError, LoadView, Outbound, waypoint};
 use crate::identity::SpiffeId;
-use crate::state::{GatewayAddress, Model, NodePort, NodePortTarget, Service, Workload};
+use crate::state::{GatewayAddress, Model, NodePort, NodePortTarget, Protocol, Service, Workload};
 
 /// Who has dialled a node port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,6 +79,26 @@ fn address(model: &Model, service: &Service, v4: bool) -> IpAddr {
 
 fn is_here(model: &Model, workload: &Workload) -> bool {
     workload.node == model.node.node && workload.cluster == model.node.cluster
+}
+
+/// Whether connections to a node port of a service have somewhere to go in the mesh: an endpoint that ends tunnels, or one in
+/// another network. A `gateway` needs only to be there.
+///
+/// # Errors
+/// Why they have not.
+pub fn is_entered(model: &Model, key: &str, gateway: bool) -> Result<(), &'static str> {
+    let on_demand = model.node.control_plane.as_ref().is_some_and(|plane| plane.on_demand);
+    let Some(service) = model.service_by_key(key) else {
+        // The control plane is asked about node ports that are there, and only then.
+        return if on_demand { Ok(()) } else { Err("the mesh model does not know it") };
+    };
+    let enters =
+        |workload: &Workload| gateway || workload.protocol == Protocol::Hbone || workload.network != model.node.network;
+    if model.endpoints(service).iter().any(|endpoint| enters(&endpoint.workload)) {
+        Ok(())
+    } else {
+        Err("none of its endpoints is in the mesh")
+    }
 }
 
 /// How many ready endpoints of a service this node has.

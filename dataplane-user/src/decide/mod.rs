@@ -14,7 +14,7 @@ mod policy;
 mod remote_pod;
 mod waypoint;
 
-pub use entry::{Caller, client, entry, entry_gateways, local_endpoints};
+pub use entry::{Caller, client, entry, entry_gateways, is_entered, local_endpoints};
 pub use gateway::{GatewayTarget, SourceKind, gateway, gateway_from, still_exported};
 pub use inbound::{InboundTarget, inbound};
 pub use outbound::{DecideError, GatewayCandidate, HboneRoute, NamedRoute, NestedRoute, Outbound, outbound};

@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::Service;
 use tokio_stream::StreamExt;
 use tracing::{error, info};
 
-use super::pods::Listed;
+use super::listed::Listed;
 use super::source::heard;
 use crate::state::ModelStore;
 

@@ -4,19 +4,17 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use ::kube::api::{Api, Patch, PatchParams};
-use ::kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use ::kube::{Client, Error};
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use serde_json::json;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
+use super::complaints::{Complaints, Failed};
 use super::pods::{ENABLED, Facts, REDIRECTION};
 
 /// Pause before something that the API server did not take is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
-/// The same complaint about the same pod is repeated after this time.
-const REPEAT: Duration = Duration::from_secs(300);
 /// The longest an answer is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -33,26 +31,21 @@ struct Due {
 /// Writes annotations and events, a few at a time, and tries again what was not taken.
 pub(super) struct Marks {
     client: Client,
-    recorder: Recorder,
+    complaints: Complaints,
     due: BTreeMap<String, Due>,
     /// What was written last; what the API shows may be older.
     done: BTreeMap<String, bool>,
     writing: JoinSet<(String, bool, Result<(), Error>)>,
-    said: BTreeMap<String, (String, Instant)>,
-    events: JoinSet<()>,
 }
 
 impl Marks {
     pub(super) fn new(client: Client, node: &str) -> Self {
-        let reporter = Reporter { controller: "causeway".to_owned(), instance: Some(node.to_owned()) };
         Self {
-            recorder: Recorder::new(client.clone(), reporter),
+            complaints: Complaints::new(client.clone(), node),
             client,
             due: BTreeMap::new(),
             done: BTreeMap::new(),
             writing: JoinSet::new(),
-            said: BTreeMap::new(),
-            events: JoinSet::new(),
         }
     }
 
@@ -76,12 +69,12 @@ impl Marks {
     pub(super) fn retain(&mut self, is_there: impl Fn(&str) -> bool) {
         self.due.retain(|uid, _| is_there(uid));
         self.done.retain(|uid, _| is_there(uid));
-        self.said.retain(|uid, _| is_there(uid));
+        self.complaints.retain(is_there);
     }
 
     /// Starts what is due and takes in what has ended.
     pub(super) fn work(&mut self) {
-        while self.events.try_join_next().is_some() {}
+        self.complaints.work();
         while let Some(done) = self.writing.try_join_next() {
             if let Ok((uid, enabled, result)) = done {
                 self.written(uid, enabled, result);
@@ -128,12 +121,6 @@ impl Marks {
 
     /// Tells whoever looks at a pod why it is not redirected, and what to do.
     pub(super) fn complain(&mut self, pod: &Facts, reason: &str, text: &str) {
-        let said = self.said.get(&pod.uid);
-        if said.is_some_and(|(before, at)| before == text && at.elapsed() < REPEAT) {
-            return;
-        }
-        self.said.insert(pod.uid.clone(), (text.to_owned(), Instant::now()));
-        warn!("{}/{} is not redirected: {text}", pod.candidate.namespace, pod.name);
         let about = ObjectReference {
             api_version: Some("v1".to_owned()),
             kind: Some("Pod".to_owned()),
@@ -142,25 +129,12 @@ impl Marks {
             uid: Some(pod.uid.clone()),
             ..ObjectReference::default()
         };
-        let event = Event {
-            type_: EventType::Warning,
-            reason: reason.to_owned(),
-            note: Some(text.chars().take(1000).collect()),
-            action: "Redirect".to_owned(),
-            secondary: None,
-        };
-        let recorder = self.recorder.clone();
-        self.events.spawn(async move {
-            match tokio::time::timeout(PATIENCE, recorder.publish(&event, &about)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => warn!("an event cannot be written: {error}"),
-                Err(_) => warn!("an event cannot be written: no answer"),
-            }
-        });
+        let failed = Failed { reason, action: "Redirect", line: "redirected" };
+        self.complaints.complain(about, failed, text);
     }
 
     /// A pod is redirected: what was said of it holds no more.
     pub(super) fn settled(&mut self, uid: &str) {
-        self.said.remove(uid);
+        self.complaints.settled(uid);
     }
 }

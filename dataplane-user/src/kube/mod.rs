@@ -2,16 +2,20 @@
 //! what the API is told of them.
 //!
 //! [`exports`] follows which services clusters share. [`eligibility`] decides by labels, [`cgroups`] and [`sandbox`] find cgroups
-//! and namespaces by the pod's uid, [`source`] follows the API
-//! and says what shall be enrolled, [`marks`] writes annotations and events. Nothing here touches the kernel's state.
+//! and namespaces by the pod's uid, [`source`] follows the API and says what shall be enrolled, [`marks`] writes annotations and
+//! events; [`node_ports`] decides which ports of services are steered. Nothing here touches the kernel's state.
 
 pub mod cgroups;
+mod complaints;
 pub mod eligibility;
 pub mod exports;
+mod listed;
 pub mod marks;
+pub mod node_ports;
 mod pods;
 pub mod removal;
 pub mod sandbox;
+mod services;
 pub mod source;
 
 use std::collections::BTreeSet;
@@ -35,6 +39,10 @@ pub struct Settings {
     pub excluded: BTreeSet<String>,
     /// Whether DNS of pods is captured that say nothing about it.
     pub dns: bool,
+    /// Whose node ports are steered.
+    pub node_ports: node_ports::Selection,
+    /// Domain of the cluster's service names.
+    pub domain: String,
 }
 
 /// Lets connections of pods wait until they are enrolled.

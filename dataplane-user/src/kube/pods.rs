@@ -1,6 +1,5 @@
 //! What the API says of the pods of this node and of namespaces, cut down to what matters.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -10,6 +9,7 @@ use k8s_openapi::api::core::v1::{Namespace, Pod};
 
 use super::Settings;
 use super::eligibility::{Candidate, MODE_LABEL, Reason, SIDECAR_ANNOTATION, eligible};
+use super::listed::Listed;
 
 /// Annotation that says whether a pod is redirected.
 pub(super) const REDIRECTION: &str = "ambient.istio.io/redirection";
@@ -77,40 +77,6 @@ impl Facts {
     /// The uid of its workload, as the control plane names it.
     pub(super) fn workload(&self, cluster: &str) -> Arc<str> {
         format!("{cluster}//Pod/{}/{}", self.candidate.namespace, self.name).into()
-    }
-}
-
-/// Objects of one kind: all that were listed, and those of a list that is not complete yet.
-#[derive(Debug)]
-pub(super) struct Listed<T> {
-    pub(super) all: BTreeMap<String, T>,
-    coming: BTreeMap<String, T>,
-    pub(super) complete: bool,
-}
-
-impl<T> Default for Listed<T> {
-    fn default() -> Self {
-        Self { all: BTreeMap::new(), coming: BTreeMap::new(), complete: false }
-    }
-}
-
-impl<T> Listed<T> {
-    /// Takes in one event; `facts` gives an object's key and what is kept of it.
-    pub(super) fn take<K>(&mut self, event: Event<K>, facts: impl Fn(&K) -> Option<(String, T)>) {
-        match event {
-            Event::Init => self.coming.clear(),
-            Event::InitApply(object) => self.coming.extend(facts(&object)),
-            Event::InitDone => {
-                self.all = std::mem::take(&mut self.coming);
-                self.complete = true;
-            }
-            Event::Apply(object) => self.all.extend(facts(&object)),
-            Event::Delete(object) => {
-                if let Some((key, _)) = facts(&object) {
-                    self.all.remove(&key);
-                }
-            }
-        }
     }
 }
 
@@ -199,6 +165,8 @@ mod tests {
             pods_cgroup: "/sys/fs/cgroup/kubepods".into(),
             excluded: ["kube-system".to_owned()].into(),
             dns: true,
+            node_ports: Default::default(),
+            domain: "cluster.local".to_owned(),
         }
     }
 

@@ -17,9 +17,10 @@ use tracing::{error, info, warn};
 
 use super::cgroups::{self, PodCgroup};
 use super::marks::Marks;
+use super::node_ports::Candidate;
 use super::pods::{Facts, Known};
 use super::sandbox::{Processes, Sandbox};
-use super::{Hold, Settings};
+use super::{Hold, Settings, services};
 use crate::state::{Enrolment, ExistingConnections};
 
 /// How often sandboxes are looked for that were not found yet: well below the time a runtime takes from a pod's sandbox to the
@@ -52,6 +53,8 @@ pub struct Source {
     pub wanted: watch::Receiver<Option<Arc<[Enrolment]>>>,
     /// What became of them.
     pub outcomes: mpsc::UnboundedSender<Outcome>,
+    /// Node ports that are to be steered; `None` until the API has told all services.
+    pub node_ports: watch::Receiver<Option<Arc<[Candidate]>>>,
 }
 
 /// Starts following the API, on a thread of its own.
@@ -64,6 +67,7 @@ pub fn start(settings: Settings, hold: Box<dyn Hold>) -> Result<Source, String> 
     let runtime = runtime.map_err(|error| error.to_string())?;
     let (wanted, receiver) = watch::channel(None);
     let (outcomes, told) = mpsc::unbounded_channel();
+    let (candidates, node_ports) = watch::channel(None);
     let (started, result) = sync::channel();
     thread::Builder::new()
         .name("kubernetes".into())
@@ -74,6 +78,7 @@ pub fn start(settings: Settings, hold: Box<dyn Hold>) -> Result<Source, String> 
                     Err(error) => return drop(started.send(Err(error))),
                 };
                 let _ = started.send(Ok(()));
+                tokio::spawn(services::follow(client.clone(), settings.clone(), candidates));
                 let marks = Marks::new(client.clone(), &settings.node);
                 let follower = Follower {
                     settings,
@@ -98,7 +103,7 @@ pub fn start(settings: Settings, hold: Box<dyn Hold>) -> Result<Source, String> 
         })
         .map_err(|error| error.to_string())?;
     match result.recv() {
-        Ok(Ok(())) => Ok(Source { wanted: receiver, outcomes }),
+        Ok(Ok(())) => Ok(Source { wanted: receiver, outcomes, node_ports }),
         Ok(Err(error)) => Err(error),
         Err(_) => Err("the thread that follows the Kubernetes API has ended".to_owned()),
     }
@@ -348,7 +353,7 @@ pub(super) fn heard<K>(what: &str, event: Result<Event<K>, Error>, trouble: &mut
         Err(error) => {
             let text = error.to_string();
             if trouble.as_ref() != Some(&text) {
-                warn!("the Kubernetes API does not tell of {what}; what was known stays: {text}");
+                warn!("the Kubernetes API does not tell of {what}; what is in force stays: {text}");
             }
             *trouble = Some(text);
             None

@@ -29,8 +29,10 @@ pub struct EntryConfig {
     pub netns: Option<PathBuf>,
     /// Names of the devices they arrive at; empty means those of the default routes.
     pub uplinks: Vec<String>,
-    /// Addresses of the node they are for; empty means those of the uplinks.
+    /// Addresses of the node they are for; empty means those of the uplinks, and of `internal` those that it has.
     pub addresses: Vec<IpAddr>,
+    /// Addresses whose devices are uplinks too where none is named.
+    pub internal: Vec<IpAddr>,
 }
 
 /// What there is for node ports.
@@ -56,6 +58,7 @@ impl Redirector {
             instance: self.config.instance.clone(),
             uplinks: config.uplinks.clone(),
             addresses: config.addresses.clone(),
+            internal: config.internal.clone(),
         };
         let opened = self.helper.control.entry(&wanted, node.as_fd()).map_err(failed)?;
         let attached = self.attach_entry(&opened, &node);

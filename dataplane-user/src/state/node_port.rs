@@ -45,8 +45,10 @@ pub struct Entry {
     pub netns: Option<PathBuf>,
     /// Names of devices; empty means those of the default routes.
     pub uplinks: Vec<String>,
-    /// Addresses of the node; empty means those of the uplinks.
+    /// Addresses of the node; empty means those of the uplinks, and of `internal` those that it has.
     pub addresses: Vec<IpAddr>,
+    /// Addresses that the cluster knows the node by: the devices that have them are uplinks too where none is named.
+    pub internal: Vec<IpAddr>,
 }
 
 /// Identities that are believed about the address of a client outside the mesh.

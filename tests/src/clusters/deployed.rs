@@ -35,6 +35,14 @@ impl<'a> Deployed<'a> {
     /// # Errors
     /// What Helm said, or what the agents write.
     pub fn install(clusters: &'a Clusters, number: u8) -> Result<Self> {
+        Self::install_with(clusters, number, &[])
+    }
+
+    /// As [`Deployed::install`], with further values in Helm's form.
+    ///
+    /// # Errors
+    /// What Helm said, or what the agents write.
+    pub fn install_with(clusters: &'a Clusters, number: u8, values: &[&str]) -> Result<Self> {
         let made = output(xtask(&["image", "--quick"])?)?;
         let archive = made.lines().last().ok_or("no archive")?;
         clusters.load(number, Path::new(archive))?;
@@ -47,7 +55,8 @@ impl<'a> Deployed<'a> {
             format!("multiCluster.clusterName={cluster}"),
         ];
         let mut words = vec!["upgrade", "--install", "causeway", chart.as_str(), "--namespace", MESH];
-        words.extend(sets.iter().flat_map(|set| ["--set", set.as_str()]));
+        let sets = sets.iter().map(String::as_str).chain(values.iter().copied());
+        words.extend(sets.flat_map(|set| ["--set", set]));
         clusters.helm(number, &words)?;
         let rollout = ["-n", MESH, "rollout", "status", "daemonset/causeway", "--timeout=120s"];
         clusters.kubectl(number, &rollout).map_err(|error| {

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use super::links::Link;
+use super::links::{Address, Link};
 use super::netlink::Netlink;
 use super::podnet::{Choice, StepError, listen, raise_sysctl, step};
 use super::serve::inside;
@@ -39,8 +39,10 @@ pub(in crate::redirect) struct Wanted {
     pub(in crate::redirect) instance: String,
     /// Names of uplinks; empty means those of the default routes.
     pub(in crate::redirect) uplinks: Vec<String>,
-    /// Addresses of the node; empty means those of the uplinks.
+    /// Addresses of the node; empty means those of the uplinks, and of `internal` those that it has.
     pub(in crate::redirect) addresses: Vec<IpAddr>,
+    /// Addresses whose devices are uplinks too where none is named.
+    pub(in crate::redirect) internal: Vec<IpAddr>,
 }
 
 impl Wanted {
@@ -49,13 +51,17 @@ impl Wanted {
         for uplink in &self.uplinks {
             packet = packet.text(uplink);
         }
-        self.addresses.iter().fold(packet, |packet, address| packet.address(*address))
+        packet = packet.u8(self.internal.len() as u8);
+        self.internal.iter().chain(&self.addresses).fold(packet, |packet, address| packet.address(*address))
     }
 
     pub(super) fn read(fields: &mut Reader<'_>) -> io::Result<Self> {
         let instance = fields.text()?;
         let uplinks = (0..fields.u8()?).map(|_| fields.text()).collect::<io::Result<_>>()?;
-        Ok(Self { instance, uplinks, addresses: fields.addresses()? })
+        let count = usize::from(fields.u8()?);
+        let mut internal = fields.addresses()?;
+        let addresses = internal.split_off(count.min(internal.len()));
+        Ok(Self { instance, uplinks, addresses, internal })
     }
 }
 
@@ -88,8 +94,10 @@ pub(super) fn open(wanted: &Wanted, node: BorrowedFd<'_>, home: BorrowedFd<'_>) 
     let (uplinks, addresses, links) = inside(node, home, || {
         let netlink = route()?;
         let links = step("listing devices", netlink.links())?;
-        let uplinks = uplinks(wanted, &netlink, &links)?;
-        let addresses = if wanted.addresses.is_empty() { own(&netlink, &uplinks)? } else { wanted.addresses.clone() };
+        let all = step("listing addresses", netlink.device_addresses())?;
+        let uplinks = uplinks(wanted, &netlink, &links, &all)?;
+        let addresses =
+            if wanted.addresses.is_empty() { own(wanted, &all, &uplinks) } else { wanted.addresses.clone() };
         Ok((uplinks, addresses, links))
     })?;
     if addresses.is_empty() {
@@ -144,10 +152,14 @@ fn device(netlink: &Netlink, name: &str) -> Result<Link, StepError> {
 }
 
 /// The devices that connections come in by, each checked.
-fn uplinks(wanted: &Wanted, netlink: &Netlink, links: &[Link]) -> Result<Vec<Link>, StepError> {
+fn uplinks(wanted: &Wanted, netlink: &Netlink, links: &[Link], all: &[Address]) -> Result<Vec<Link>, StepError> {
     let found: Vec<Link> = if wanted.uplinks.is_empty() {
         let indexes = step("listing routes", netlink.default_route_devices())?;
-        links.iter().filter(|link| indexes.contains(&link.index)).cloned().collect()
+        // An internal address on a device that is no uplink, as one of loopback that routers know, comes in by another.
+        let has =
+            |link: &Link| all.iter().any(|found| found.index == link.index && wanted.internal.contains(&found.ip));
+        let meant = |link: &&Link| indexes.contains(&link.index) || (has(link) && unfit(link, links).is_none());
+        links.iter().filter(meant).cloned().collect()
     } else {
         let mut found = Vec::new();
         for name in &wanted.uplinks {
@@ -159,7 +171,9 @@ fn uplinks(wanted: &Wanted, netlink: &Netlink, links: &[Link]) -> Result<Vec<Lin
         found
     };
     if found.is_empty() {
-        return refuse("the node has no default route that would tell its uplinks; name them under entry.uplinks");
+        return refuse(
+            "the node has no default route or internal address that would tell its uplinks; name them under entry.uplinks",
+        );
     }
     for link in &found {
         if let Some(why) = unfit(link, links) {
@@ -182,11 +196,10 @@ fn unfit(link: &Link, links: &[Link]) -> Option<String> {
     None
 }
 
-/// Addresses of global scope of these devices.
-fn own(netlink: &Netlink, uplinks: &[Link]) -> Result<Vec<IpAddr>, StepError> {
-    let all = step("listing addresses", netlink.device_addresses())?;
-    let of_uplink = |index: u32| uplinks.iter().any(|uplink| uplink.index == index);
-    Ok(all.iter().filter(|found| found.scope == 0 && of_uplink(found.index)).map(|found| found.ip).collect())
+/// Addresses of global scope of these devices, and internal ones on any.
+fn own(wanted: &Wanted, all: &[Address], uplinks: &[Link]) -> Vec<IpAddr> {
+    let of_uplink = |found: &Address| found.scope == 0 && uplinks.iter().any(|uplink| uplink.index == found.index);
+    all.iter().filter(|found| of_uplink(found) || wanted.internal.contains(&found.ip)).map(|found| found.ip).collect()
 }
 
 /// The namespace of an instance, and whether it was made just now.

@@ -1,5 +1,6 @@
 //! The keys about node ports.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -31,7 +32,11 @@ pub(super) fn entry(raw: &raw::Entry, here: &Here<'_>, place: &Place, problems: 
             "use an identity of trustDomain",
         );
     }
-    for (field, count) in [("uplinks", raw.uplinks.len()), ("addresses", raw.addresses.len())] {
+    for (field, count) in [
+        ("uplinks", raw.uplinks.len()),
+        ("addresses", raw.addresses.len()),
+        ("internalAddresses", raw.internal_addresses.len()),
+    ] {
         if count > MOST {
             problems.add(&place.key(field), format!("has {count} entries, the limit is {MOST}"), "name fewer");
         }
@@ -45,12 +50,12 @@ pub(super) fn entry(raw: &raw::Entry, here: &Here<'_>, place: &Place, problems: 
             );
         }
     }
-    let addresses = raw
-        .addresses
-        .iter()
-        .enumerate()
-        .filter_map(|(index, text)| ip(text, &place.key("addresses").index(index), problems))
-        .collect();
+    let mut ips = |texts: &[String], key: &str| -> Vec<IpAddr> {
+        let place = place.key(key);
+        texts.iter().enumerate().filter_map(|(index, text)| ip(text, &place.index(index), problems)).collect()
+    };
+    let addresses = ips(&raw.addresses, "addresses");
+    let internal = ips(&raw.internal_addresses, "internalAddresses");
     let workload = Workload {
         uid: format!("{}//NodePort/{}", here.cluster, here.node).into(),
         name: here.node.into(),
@@ -85,6 +90,7 @@ pub(super) fn entry(raw: &raw::Entry, here: &Here<'_>, place: &Place, problems: 
         netns: raw.netns.as_ref().map(|path| here.base.join(path)),
         uplinks: raw.uplinks.clone(),
         addresses,
+        internal,
     })
 }
 

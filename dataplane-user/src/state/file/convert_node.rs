@@ -8,7 +8,7 @@ use super::convert_egress::{egress, egress_of};
 use super::convert_entry::{self, Here};
 use super::convert_telemetry::telemetry;
 use super::locate::Place;
-use super::{Problems, raw_node as raw};
+use super::{Problems, TRUST_DOMAIN, raw_node as raw};
 use crate::identity::{CertificateFiles, CertificateSource, SpiffeId, StoreConfig};
 use crate::state::{
     ControlPlane, Enrolment, Exclusions, ExistingConnections, Exports, GatewayEntry, GatewayRole, NetworkTrust,
@@ -27,7 +27,7 @@ const NETNS_DIRECTORY: &str = "/run/netns";
 pub(super) fn node(raw: &raw::Node, base: &Path, problems: &mut Problems) -> Option<NodeConfig> {
     let place = Place::root().key("causeway");
     let trust_domain = match raw.trust_domain.as_str() {
-        "" => "cluster.local",
+        "" => TRUST_DOMAIN,
         name => name,
     };
     trust_domain_name(trust_domain, &place.key("trustDomain"), problems);

@@ -27,6 +27,9 @@ pub use watch::{Watch, read};
 use super::Model;
 use locate::{Place, locate};
 
+/// The trust domain where nobody names one, as in Istio.
+const TRUST_DOMAIN: &str = "cluster.local";
+
 /// What holds where the file says nothing; empty text is nothing, too.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Defaults {
@@ -46,12 +49,47 @@ pub struct Defaults {
     pub dns: bool,
     /// `ttl` of certificates.
     pub ttl: Option<Duration>,
+    /// `entry` and `trustedEntries`, where node ports come from somewhere else than the file.
+    pub entry: Option<EntryDefaults>,
+}
+
+/// What is known of a node's entry without the file.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EntryDefaults {
+    /// Namespace and service account in whose name clients enter the mesh.
+    pub account: (String, String),
+    /// `netns`.
+    pub netns: String,
+    /// `uplinks`.
+    pub uplinks: Vec<String>,
+    /// `internalAddresses`.
+    pub internal: Vec<String>,
+    /// `podRanges` of `trustedEntries`; with them, entries of this cluster are believed about their clients.
+    pub pod_ranges: Vec<String>,
+}
+
+impl EntryDefaults {
+    /// In whose name clients enter the mesh.
+    fn identity(&self, trust_domain: &str) -> String {
+        let trust_domain = if trust_domain.is_empty() { TRUST_DOMAIN } else { trust_domain };
+        format!("spiffe://{trust_domain}/ns/{}/sa/{}", self.account.0, self.account.1)
+    }
 }
 
 impl Default for Defaults {
     fn default() -> Self {
         let [node, cluster, network, trust_domain, cluster_domain, preferred_namespace] = Default::default();
-        Self { node, cluster, network, trust_domain, cluster_domain, preferred_namespace, dns: true, ttl: None }
+        Self {
+            node,
+            cluster,
+            network,
+            trust_domain,
+            cluster_domain,
+            preferred_namespace,
+            dns: true,
+            ttl: None,
+            entry: None,
+        }
     }
 }
 

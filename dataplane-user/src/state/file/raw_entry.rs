@@ -3,6 +3,8 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::EntryDefaults;
+
 /// Where connections to node ports come in.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -18,6 +20,34 @@ pub(super) struct Entry {
     /// The node's addresses; without them, those of the uplinks.
     #[serde(default)]
     pub(super) addresses: Vec<String>,
+    /// Addresses that the cluster knows the node by; the devices that have them are uplinks too where none is named.
+    #[serde(default)]
+    pub(super) internal_addresses: Vec<String>,
+}
+
+impl Entry {
+    /// The entry of a node whose file has none.
+    pub(super) fn new(defaults: &EntryDefaults, trust_domain: &str) -> Self {
+        Self {
+            identity: defaults.identity(trust_domain),
+            netns: None,
+            uplinks: Vec::new(),
+            addresses: Vec::new(),
+            internal_addresses: Vec::new(),
+        }
+    }
+
+    /// Takes over what the file leaves out.
+    pub(super) fn fill(&mut self, defaults: &EntryDefaults) {
+        self.netns.get_or_insert_with(|| defaults.netns.clone());
+        for (own, default) in
+            [(&mut self.uplinks, &defaults.uplinks), (&mut self.internal_addresses, &defaults.internal)]
+        {
+            if own.is_empty() {
+                own.clone_from(default);
+            }
+        }
+    }
 }
 
 /// Which endpoints clients from outside reach.

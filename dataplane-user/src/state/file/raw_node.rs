@@ -201,6 +201,15 @@ impl Node {
             }
         }
         self.preferred_namespace.clone_from(&defaults.preferred_namespace);
+        if let Some(defaults) = &defaults.entry {
+            let entry = self.entry.get_or_insert_with(|| raw_entry::Entry::new(defaults, &self.trust_domain));
+            entry.fill(defaults);
+            let trusted = &mut self.trusted_entries;
+            if trusted.identities.is_empty() && !defaults.pod_ranges.is_empty() {
+                trusted.identities = vec![entry.identity.clone()];
+                trusted.pod_ranges.clone_from(&defaults.pod_ranges);
+            }
+        }
         if self.identity.ttl.is_none() {
             self.identity.ttl = defaults.ttl.map(|ttl| format!("{}s", ttl.as_secs()));
         }

@@ -279,6 +279,7 @@ fn what_the_file_leaves_out_is_the_environments_and_what_it_says_is_its_own() {
         preferred_namespace: "shop".into(),
         dns: false,
         ttl: Some(std::time::Duration::from_secs(5400)),
+        entry: None,
     };
     let with = |text: &str| parse_with(text, Path::new("m.yaml"), &defaults).unwrap_or_else(|error| panic!("{error}"));
     let node = with("causeway: {identity: {caDirectory: x}, controlPlane: {address: a}, enrol: [{workload: w, netns: a}, {workload: v, netns: b, dns: true}]}").node.clone();

@@ -1,5 +1,7 @@
 //! The keys about node ports.
 
+use std::net::IpAddr;
+
 use super::*;
 use crate::state::{IpFamilies, NodePortTarget};
 
@@ -95,4 +97,43 @@ fn node_ports_are_read() {
     assert!(matches!(&web.target, NodePortTarget::Service { port: 80, .. }));
     assert_eq!((&gateway.target, gateway.local, gateway.families), (&NodePortTarget::Gateway, false, IpFamilies::Dual));
     assert!(node.trusted_entries.believed(&workload.identity, "203.0.113.7".parse().unwrap()));
+}
+
+#[test]
+fn the_entry_of_a_file_without_one_is_that_of_the_environment() {
+    let entry = EntryDefaults {
+        account: ("istio-system".to_owned(), "causeway".to_owned()),
+        netns: "/host/proc/1/ns/net".to_owned(),
+        uplinks: vec!["bond0".to_owned()],
+        internal: vec!["172.29.1.1".to_owned(), "fd00::1".to_owned()],
+        pod_ranges: vec!["10.244.0.0/16".to_owned()],
+    };
+    let defaults = Defaults { entry: Some(entry), trust_domain: "td".to_owned(), ..Defaults::default() };
+    let read = |more: &str| {
+        let text = format!("causeway: {{node: n, identity: {{caDirectory: x}}{more}}}");
+        parse_with(&text, Path::new("/etc/m.yaml"), &defaults).unwrap_or_else(|error| panic!("{error}")).node
+    };
+    let node = read("");
+    let entry = node.entry.as_ref().unwrap();
+    assert_eq!(entry.workload.identity.as_str(), "spiffe://td/ns/istio-system/sa/causeway");
+    assert_eq!(entry.netns.as_deref(), Some(Path::new("/host/proc/1/ns/net")));
+    assert_eq!((entry.uplinks.as_slice(), entry.addresses.as_slice()), (&["bond0".to_owned()][..], &[][..]));
+    let internal: Vec<IpAddr> = vec!["172.29.1.1".parse().unwrap(), "fd00::1".parse().unwrap()];
+    assert_eq!(entry.internal, internal);
+    let believed = |node: &crate::state::NodeConfig, client: &str| {
+        let identity = &node.entry.as_ref().unwrap().workload.identity;
+        node.trusted_entries.believed(identity, client.parse().unwrap())
+    };
+    assert!(believed(&node, "203.0.113.7") && !believed(&node, "10.244.1.2"));
+    // What a file says of its entry counts; what it leaves out is filled in.
+    let node = read(
+        ", entry: {identity: spiffe://td/ns/i/sa/e, uplinks: [eth7]}, trustedEntries: {identities: [spiffe://td/ns/i/sa/other], podRanges: [10.0.0.0/8]}",
+    );
+    let entry = node.entry.as_ref().unwrap();
+    assert_eq!(
+        (entry.workload.identity.as_str(), entry.uplinks.as_slice()),
+        ("spiffe://td/ns/i/sa/e", &["eth7".to_owned()][..])
+    );
+    assert_eq!(entry.netns.as_deref(), Some(Path::new("/host/proc/1/ns/net")));
+    assert!(!believed(&node, "203.0.113.7"));
 }
