@@ -14,10 +14,11 @@ use std::{
 use tracing::{error, info, warn};
 
 use super::{
+    command::Command,
     dns,
     look::{Askable, Look, Seen},
     proof::Proving,
-    worker::{self, Command},
+    worker,
 };
 use crate::{
     redirect::{EnrolError, EnrolRequest, Existing, Family, NetnsRef, PodId, Redirector},

@@ -11,7 +11,8 @@ use tokio::net::UdpSocket;
 use tokio::sync::oneshot;
 use tracing::error;
 
-use super::worker::{self, Command, Worker};
+use super::command::Command;
+use super::worker::{self, Worker};
 use crate::dns::asking;
 use crate::redirect::{PodId, Redirector, SocketKind};
 use crate::state::{Model, Service, Visibility};

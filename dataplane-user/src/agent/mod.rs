@@ -6,6 +6,7 @@
 mod answers;
 pub mod certificates;
 mod cgroups;
+pub mod command;
 pub mod connect;
 pub mod control_plane;
 mod deliver;

@@ -17,7 +17,9 @@ use tracing::{error, info, warn};
 
 use super::{
     answers::Answers,
-    certificates, control_plane,
+    certificates,
+    command::Command,
+    control_plane,
     enrolment::Report,
     environment::Settings,
     gateways,
@@ -25,7 +27,7 @@ use super::{
     kubernetes,
     proof::{Proofs, Proving},
     succession::Place,
-    worker::{self, Command, Shared},
+    worker::{self, Shared},
 };
 use crate::{
     dns::Reserved,

@@ -12,9 +12,10 @@ use std::{
 use tracing::{error, info};
 
 use super::{
+    command::Command,
     enrolment::Enrolments,
     steering::Steering,
-    worker::{self, Command, Shared},
+    worker::{self, Shared},
 };
 use crate::{
     redirect::{EntryConfig, LoadError, Redirector},

@@ -17,14 +17,14 @@ use std::{
 
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{mpsc, oneshot, watch},
+    sync::{mpsc, watch},
     task::{AbortHandle, LocalSet, spawn_local},
 };
 use tracing::warn;
 
 use super::{
-    dns, entry, entry_points::EntryPoints, gateways::Health, inbound, look, node_ports, outbound, plaintext,
-    proof::Proofs,
+    command::Command, dns, entry, entry_points::EntryPoints, gateways::Health, inbound, look, node_ports, outbound,
+    plaintext, proof::Proofs,
 };
 use crate::{
     dns::Reserved,
@@ -32,7 +32,7 @@ use crate::{
     identity::CertificateStore,
     istio::xds_client::Handle as ControlPlane,
     observe::{access_log::AccessLog, connections::Connections, counters::Counters},
-    redirect::{DnsServers, OriginalDst, PodId, SocketChannel, SocketSource, WorkerListeners, pin_thread_to_cpu},
+    redirect::{DnsServers, OriginalDst, PodId, SocketChannel, SocketSource, pin_thread_to_cpu},
     state::{Model, ModelStore, Workload},
     tunnel::{
         inner::InnerPool,
@@ -72,64 +72,6 @@ pub struct Shared {
     pub proofs: Proofs,
     /// What was found at the entry points of other networks.
     pub entry_points: EntryPoints,
-}
-
-/// An order from the control thread.
-pub enum Command {
-    /// Accept connections of a pod.
-    AddPod {
-        /// Number of the pod at this node.
-        pod: PodId,
-        /// Its workload uid.
-        uid: Arc<str>,
-        /// Its addresses.
-        ips: Arc<[IpAddr]>,
-        /// What it is as a client, until the control plane knows it.
-        client: Option<Arc<Workload>>,
-        /// Its open connections, all workers together.
-        open: Arc<AtomicUsize>,
-        /// This worker's listeners inside the pod's namespace.
-        listeners: WorkerListeners,
-        /// Whether its DNS is captured.
-        dns: bool,
-        /// What it takes to serve that over UDP, at one worker.
-        capture: Option<dns::Capture>,
-    },
-    /// Stop accepting connections of a pod; those that run go on.
-    RemovePod {
-        /// Number of the pod at this node.
-        pod: PodId,
-    },
-    /// Ask the DNS of a pod from inside it.
-    AskDns {
-        /// Number of the pod at this node.
-        pod: PodId,
-        /// One of its DNS sockets.
-        at: SocketAddr,
-        /// What to ask for.
-        name: String,
-        /// Who is told how long the answer took, or why there was none.
-        done: oneshot::Sender<Result<Duration, String>>,
-    },
-    /// Accept connections to a node port.
-    AddNodePort {
-        /// The port.
-        port: u16,
-        /// Its open connections, all workers together.
-        open: Arc<AtomicUsize>,
-        /// This worker's listener in the entry's namespace.
-        listener: StdListener,
-    },
-    /// Stop accepting connections to a node port; those that run go on.
-    RemoveNodePort {
-        /// The port.
-        port: u16,
-    },
-    /// Accept outer tunnels.
-    AddGateway {
-        /// The listening socket.
-        listener: StdListener,
-    },
 }
 
 /// A pod as a worker knows it.
