@@ -272,7 +272,7 @@ fn node_ports_are_steered_and_given_back_beside_kube_proxy_with_iptables() {
 #[test]
 fn node_ports_are_steered_and_given_back_beside_kube_proxy_with_nftables() {
     testkit::needs_root!();
-    let clusters = Clusters::with_nftables().unwrap();
+    let clusters = Clusters::with_proxy("nftables").unwrap();
     let clients = Clients::new();
     let causeway = stage(&clusters);
     let _outside = outsiders(&clusters);

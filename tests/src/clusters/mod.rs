@@ -59,16 +59,6 @@ impl Clusters {
         Ok(Self { of_its_own: true })
     }
 
-    /// One cluster of two nodes whose kube-proxy writes nftables rules, in place of whatever is up.
-    ///
-    /// # Errors
-    /// Why it cannot be made.
-    pub fn with_nftables() -> Result<Self> {
-        output(cluster(&["down"])?)?;
-        output(cluster(&["up", "--clusters", "1", "--nodes", "2", "--proxy-mode", "nftables"])?)?;
-        Ok(Self(()))
-    }
-
     /// Helm for a cluster.
     ///
     /// # Errors
