@@ -33,7 +33,9 @@ impl Steering {
     /// Takes over what has changed.
     pub(super) fn follow(&mut self, store: &ModelStore) {
         let news = self.candidates.has_changed().unwrap_or(false);
-        if !news && self.seen == Some(store.generation()) {
+        // Taken before the model, so that what changes meanwhile is looked at the next time.
+        let generation = store.generation();
+        if !news && self.seen == Some(generation) {
             return;
         }
         let model = store.load();
@@ -52,7 +54,7 @@ impl Steering {
         }
         self.left = left;
         store.set_node_ports(steered);
-        self.seen = Some(store.generation());
+        self.seen = Some(generation);
     }
 }
 

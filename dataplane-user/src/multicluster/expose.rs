@@ -122,6 +122,7 @@ impl Exposure {
 
     fn model(&self) -> Value {
         let model = json!({"causeway": {
+            "controlPlane": {},
             "gateway": {"listen": [format!("[::]:{}", names::HBONE_PORT)], "identity": self.identity()},
             "exports": self.exports,
         }});

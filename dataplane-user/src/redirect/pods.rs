@@ -289,6 +289,7 @@ impl Redirector {
         let uids: Vec<String> = self.pods.keys().cloned().collect();
         let mut failures: Vec<EnrolError> = uids.iter().filter_map(|uid| self.forget(uid).err()).collect();
         failures.extend(self.sweep());
+        self.close_entry()?;
         self.pins.remove()?;
         Ok(failures)
     }
