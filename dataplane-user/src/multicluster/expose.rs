@@ -124,6 +124,8 @@ impl Exposure {
         let model = json!({"causeway": {
             "gateway": {"listen": [format!("[::]:{}", names::HBONE_PORT)], "identity": self.identity()},
             "exports": self.exports,
+            // Where it is, the environment says.
+            "controlPlane": {},
         }});
         json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": self.metadata(),
             "data": {"node.yaml": format!("{model:#}\n")}})
