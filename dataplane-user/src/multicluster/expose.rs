@@ -122,9 +122,10 @@ impl Exposure {
 
     fn model(&self) -> Value {
         let model = json!({"causeway": {
-            "controlPlane": {},
             "gateway": {"listen": [format!("[::]:{}", names::HBONE_PORT)], "identity": self.identity()},
             "exports": self.exports,
+            // Where it is, the environment says.
+            "controlPlane": {},
         }});
         json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": self.metadata(),
             "data": {"node.yaml": format!("{model:#}\n")}})
