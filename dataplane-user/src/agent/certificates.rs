@@ -41,8 +41,11 @@ pub async fn follow(shared: Arc<Shared>) {
 
 /// HBONE workloads of this node, enrolled ones whatever they speak, and the gateway role.
 fn need(store: &CertificateStore, model: &Model) {
+    // A gateway alone has no right to the certificates of the pods beside it, and no use for them.
+    let alone = model.node.gateway.is_some() && model.node.enrol.is_empty();
     let own = |workload: &&Arc<Workload>| {
-        workload.protocol == Protocol::Hbone
+        !alone
+            && workload.protocol == Protocol::Hbone
             && workload.node == model.node.node
             && workload.cluster == model.node.cluster
     };
