@@ -255,8 +255,11 @@ mod tests {
 
     #[test]
     fn what_clusters_share_is_exported_once_it_is_told_and_as_long_as_it_is_shared() {
-        let text =
-            |exports: &str| format!("causeway: {{node: n, network: net, controlPlane: {{}}, exports: [{exports}]}}");
+        let text = |exports: &str| {
+            format!(
+                "causeway: {{node: n, network: net, controlPlane: {{address: 'https://i:15012'}}, exports: [{exports}]}}"
+            )
+        };
         let parse = |exports: &str| file::parse(&text(exports), Path::new("m.yaml")).unwrap();
         let store = ModelStore::new(parse("global, ns/always.ns.svc"));
         let exports = || store.load().node.exports.clone();
