@@ -69,6 +69,14 @@ fn a_shared_service_is_answered_by_both_clusters_and_callers_are_known_by_their_
     let why = |line: &str| line.contains("sa/stranger") && line.contains("leg=accept/policy");
     process::until(Duration::from_secs(10), || logs().lines().any(why)).unwrap_or_else(|_| panic!("{}", logs()));
 
+    // The same pod's database.
+    linked.sql(1, CLIENT, "create table orders (place text); insert into orders values ('cluster1')").unwrap();
+    assert_eq!(
+        linked.sql(1, CLIENT, "select trim(pg_read_file('/etc/hostname')), place from orders").unwrap(),
+        "db-1|cluster1"
+    );
+    linked.sql(1, STRANGER, "select 1").unwrap_err();
+
     // What is not shared stays in its cluster; what is shared no longer goes back there.
     let private = linked.answers(1, CLIENT, "http://private.shop.svc.cluster.local/", 20).unwrap();
     assert_eq!(clusters_in(&private), ["cluster1"], "{private:?}");
@@ -167,11 +175,45 @@ fn a_check_is_green_until_something_breaks_and_its_command_repairs_it() {
     linked.settle().unwrap();
 }
 
+/// Pods of the shop that do nothing but have addresses.
+const FILLERS: &str = "
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: filler, namespace: shop}
+spec:
+  replicas: @COUNT@
+  selector: {matchLabels: {app: filler}}
+  template:
+    metadata: {labels: {app: filler}}
+    spec:
+      nodeSelector: {kubernetes.io/hostname: @NODE@}
+      terminationGracePeriodSeconds: 0
+      containers: [{name: main, image: 'causeway.test/debian:1', imagePullPolicy: Never, command: [sleep, infinity]}]
+";
+
+/// Addresses are given in turn: the cluster that is behind gets pods until it has addresses of the other's.
+fn overlap(clusters: &Clusters, linked: &Linked<'_>) {
+    let last = [1, 2].map(|number| {
+        let on_node = format!("--field-selector=spec.nodeName=c{number}n1");
+        let words = ["-n", SHOP, "get", "pods", &on_node, "-o", "jsonpath={.items[*].status.podIP}"];
+        let listed = clusters.kubectl(number, &words).unwrap();
+        listed.split_whitespace().filter_map(|ip| ip.rsplit('.').next()?.parse::<u8>().ok()).max().unwrap()
+    });
+    let behind = if last[0] < last[1] { 1 } else { 2 };
+    let count = last[0].abs_diff(last[1]).max(1);
+    assert!(count < 60, "too many pods would be needed: {last:?}");
+    let text = FILLERS.replace("@COUNT@", &count.to_string()).replace("@NODE@", &format!("c{behind}n1"));
+    clusters.apply(behind, &text).unwrap();
+    clusters.kubectl(behind, &["-n", SHOP, "rollout", "status", "deployment/filler", "--timeout=120s"]).unwrap();
+    linked.deployed[usize::from(behind) - 1].label(true).unwrap();
+}
+
 #[test]
 fn daemons_of_two_clusters_on_one_kernel_have_their_own_pods_alone() {
     testkit::needs_root!();
     let clusters = Clusters::any().unwrap();
     let linked = Linked::make(&clusters).unwrap();
+    overlap(&clusters, &linked);
     let mut addresses: Vec<BTreeSet<String>> = Vec::new();
     for (number, deployed) in [1, 2].into_iter().zip(&linked.deployed) {
         let mut here = BTreeSet::new();

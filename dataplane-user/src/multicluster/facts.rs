@@ -168,6 +168,17 @@ impl Cluster {
         self.objects.get(&kind).map(Vec::as_slice).unwrap_or_default()
     }
 
+    /// The command that gets pods of the gateway ready, or says why they are not.
+    pub fn start_gateways(&self) -> String {
+        let (space, name) = (&self.gateway_namespace, names::GATEWAY);
+        let deployment = self.named(Kind::Deployment, space, name);
+        let command = format!("kubectl --context {} -n {space}", self.context);
+        if deployment.is_some_and(|object| number(object, "/spec/replicas") == 0) {
+            return format!("{command} scale deployment {name} --replicas=2");
+        }
+        format!("{command} rollout status deployment {name} --timeout=60s")
+    }
+
     /// The object of this name.
     pub fn named(&self, kind: Kind, namespace: &str, name: &str) -> Option<&Value> {
         let same = |object: &&Value| {

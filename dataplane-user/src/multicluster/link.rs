@@ -193,11 +193,10 @@ fn no_node(to: &Cluster, entry: &Entry, kind: &str) -> Finding {
     } else {
         format!("no node with a gateway pod has an address of type {kind}")
     };
-    let namespace = &to.gateway_namespace;
     Finding::error(CHECK, what, format!("{}: service {}", to.context, entry.name))
         .why("only nodes with a ready gateway pod are entry points")
         .repair(if ready.is_empty() {
-            format!("kubectl --context {} -n {namespace} rollout status deployment {}", to.context, names::GATEWAY)
+            to.start_gateways()
         } else {
             format!(
                 "causeway multicluster link --node-port --address-type {}",

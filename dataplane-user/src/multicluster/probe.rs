@@ -50,6 +50,20 @@ pub fn all(targets: Vec<(String, String, u16)>) -> Vec<Probe> {
     threads.into_iter().filter_map(|thread| thread.join().ok()).collect()
 }
 
+/// As [`all`], again and again until everybody answers or `patience` is over.
+#[must_use]
+pub fn until_all_answer(targets: Vec<(String, String, u16)>, patience: Duration) -> Vec<Probe> {
+    let end = Instant::now() + patience;
+    loop {
+        let probes = all(targets.clone());
+        let answered = probes.iter().all(|probe| matches!(probe.answer, Answer::Presented(_)));
+        if answered || Instant::now() >= end {
+            return probes;
+        }
+        std::thread::sleep(Duration::from_millis(500));
+    }
+}
+
 fn one(context: String, address: String, port: u16) -> Probe {
     let began = Instant::now();
     let mut probe = Probe { context, address, port, answer: Answer::Presented(None), connected: Duration::ZERO };

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use tokio::net::{TcpSocket, TcpStream};
@@ -33,7 +34,7 @@ async fn connect_from(socket: OwnedFd, source: Option<SocketAddr>, destination: 
 ///
 /// `client` carries the port of the connection that is being delivered if that arrived in the clear, else 0. The delivered
 /// connection never has the port of the client's own: both have the same two ends inside the pod, and its SYN would meet the
-/// client's connection instead of the application. See [`delivery_port`].
+/// client's connection instead of the application. See [`delivery_port`]. Where every port tried is taken, the kernel chooses.
 ///
 /// # Errors
 /// Those of [`SocketSource::take`], `bind` and `connect`.
@@ -43,21 +44,32 @@ pub async fn deliver(
     client: SocketAddr,
     destination: SocketAddr,
 ) -> io::Result<TcpStream> {
-    let take = || source.take(pod, SocketKind::Delivery, client.ip().into());
-    if client.port() != 0 {
-        let from = SocketAddr::new(client.ip(), delivery_port(client.port()));
-        match connect_from(take().await?, Some(from), destination).await {
-            // The port is still in TIME_WAIT from an earlier connection of the same client: any other will do.
-            Err(error) if matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable) => {}
-            result => return result,
+    let known = (client.port() != 0).then(|| delivery_port(client.port()));
+    let [first, second] = tunnelled_ports(TURN.fetch_add(1, Ordering::Relaxed));
+    for port in [known.unwrap_or(first), second] {
+        let socket = source.take(pod, SocketKind::Delivery, client.ip().into()).await?;
+        let attempt = connect_from(socket, Some(SocketAddr::new(client.ip(), port)), destination);
+        match tokio::time::timeout(DELIVERY_PATIENCE, attempt).await {
+            // The port is in use or in TIME_WAIT, or it is that of a connection in the clear of the same client.
+            Ok(Err(error)) if matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable) => {}
+            Err(_elapsed) => {}
+            Ok(result) => return result,
         }
     }
-    let first = connect_start(take().await?, Some(client.ip()), destination);
-    match tokio::time::timeout(DELIVERY_PATIENCE, first).await {
-        Ok(result) => result,
-        // The kernel's choice may be the port of a connection in the clear of the same client. A second choice is another one.
-        Err(_elapsed) => connect_start(take().await?, Some(client.ip()), destination).await,
-    }
+    let socket = source.take(pod, SocketKind::Delivery, client.ip().into()).await?;
+    connect_start(socket, Some(client.ip()), destination).await
+}
+
+/// Counts the deliveries of tunnelled connections, which take their ports in turn.
+static TURN: AtomicU32 = AtomicU32::new(0);
+
+/// Two source ports to try for a connection that came through a tunnel. Neither is in the usual ephemeral range: a later
+/// connection in the clear of the same client from the same port would meet the delivered one inside the pod and time out.
+/// The first is from above that range, where hardly anything listens; the second from the half below it, which is larger.
+fn tunnelled_ports(turn: u32) -> [u16; 2] {
+    let above = 61_000 + turn % (65_536 - 61_000);
+    let below = 1024 + turn % (32_768 - 1024);
+    [above as u16, below as u16]
 }
 
 /// Source port for delivering the connection of a client that came from `port`: one to one over the ports clients use, and
@@ -78,5 +90,14 @@ mod tests {
         assert_eq!(ports.len(), 60999 - 32768 + 1);
         assert!(ports.iter().all(|port| (1024..32768).contains(port)));
         assert!((1..=u16::MAX).all(|port| delivery_port(port) != port && delivery_port(port) >= 1024));
+    }
+    #[test]
+    fn tunnelled_connections_are_delivered_from_ports_outside_the_ephemeral_range() {
+        for turn in (0..100_000).chain([u32::MAX]) {
+            let [above, below] = tunnelled_ports(turn);
+            assert!(above > 60_999 && (1024..32_768).contains(&below), "{turn}: {above} {below}");
+        }
+        let distinct: std::collections::HashSet<u16> = (0..31_744).map(|turn| tunnelled_ports(turn)[1]).collect();
+        assert_eq!(distinct.len(), 31_744);
     }
 }

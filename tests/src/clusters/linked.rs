@@ -23,6 +23,10 @@ pub const CLIENT: &str = "shop/client";
 pub const STRANGER: &str = "shop/stranger";
 /// The service that both clusters have.
 pub const WEB: &str = "http://web.shop.svc.cluster.local/";
+/// The database of the second cluster's pod `db-1`, for a client that speaks PostgreSQL.
+pub const POSTGRESQL: &str = "host=db-1.db.shop.svc.cluster.local user=postgres connect_timeout=5";
+/// The port of every node behind which the service `front` is, for clients outside.
+pub const FRONT: u16 = 30090;
 /// How long it may take until what was configured is in force everywhere.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -54,7 +58,9 @@ impl<'a> Linked<'a> {
     /// # Errors
     /// What Helm said.
     pub fn install(clusters: &'a Clusters) -> Result<Self> {
-        let deployed = [Deployed::install(clusters, 1)?, Deployed::install(clusters, 2)?];
+        let values = ["nodePort.podRanges={10.244.0.0/16}"];
+        let install = |number| Deployed::install_with(clusters, number, &values);
+        let deployed = [install(1)?, install(2)?];
         Ok(Self { clusters, deployed, gone: false })
     }
 
@@ -127,6 +133,16 @@ impl<'a> Linked<'a> {
             *answers.entry(who(line).unwrap_or_default()).or_insert(0) += 1;
         }
         Ok(answers)
+    }
+
+    /// What the database of the second cluster answers to a pod of a cluster.
+    ///
+    /// # Errors
+    /// What `psql` said.
+    pub fn sql(&self, number: u8, pod: &str, statement: &str) -> Result<String> {
+        let words =
+            ["psql", POSTGRESQL, "--no-align", "--tuples-only", "--quiet", "-v", "ON_ERROR_STOP=1", "-c", statement];
+        self.clusters.in_pod(number, pod, &words).map(|text| text.trim().to_owned())
     }
 
     /// What the gateways of a cluster wrote.

@@ -11,7 +11,10 @@ use std::process::Command;
 
 /// What applications of tests and the demo need in their image.
 const APPLICATIONS: &str =
-    "ca-certificates,curl,iperf3,iproute2,netcat-openbsd,nginx-light,procps,python3-minimal,tcpdump";
+    "ca-certificates,curl,iperf3,iproute2,netcat-openbsd,nginx-light,postgresql,procps,python3-minimal,tcpdump";
+
+/// A database is made by the pod that wants one, not by its package.
+const NO_DATABASE: &str = "mkdir -p \"$1\"/etc/postgresql-common && echo create_main_cluster=false > \"$1\"/etc/postgresql-common/createcluster.conf";
 
 /// What nobody reads.
 const LEFT_OUT: [&str; 4] = ["doc", "man", "locale", "i18n"];
@@ -96,6 +99,7 @@ fn archive(scratch: &Path, name: &str, image: &str) -> Result<PathBuf> {
         "debian" => {
             let mut command = Command::new("mmdebstrap");
             command.args(["--variant=essential", &format!("--include={APPLICATIONS}"), "--format=tar"]);
+            command.arg(format!("--essential-hook={NO_DATABASE}"));
             command.args(LEFT_OUT.map(|name| format!("--dpkgopt=path-exclude=/usr/share/{name}/*")));
             sh::logged("mmdebstrap", command.arg(suite()).arg(&own))?;
             (vec![&own], oci::Entry { command: &["/bin/sleep", "infinity"], ..oci::Entry::default() })

@@ -77,6 +77,9 @@ fn pairs(links: &Links, to: Option<&String>) -> Result<(Vec<String>, Vec<Pair>),
     Ok((links.contexts.clone(), all.collect()))
 }
 
+/// How long entry points may take that were made a moment ago: every node has to hear of them first.
+const ENTRY_STARTS: Duration = Duration::from_secs(15);
+
 pub(super) async fn link(args: &Link) -> Result<ExitCode, Ended> {
     let (contexts, pairs) = pairs(&args.links, args.to.as_ref())?;
     let known = read(&args.links.place, &contexts).await?;
@@ -91,7 +94,7 @@ pub(super) async fn link(args: &Link) -> Result<ExitCode, Ended> {
         if let (Ok(plan), false) = (&plan, args.skip_probe) {
             let (addresses, port) = &plan.dialled;
             let targets = addresses.iter().map(|address| (to.cluster.context.clone(), address.clone(), *port));
-            scene.probes = probe::all(targets.collect());
+            scene.probes = probe::until_all_answer(targets.collect(), ENTRY_STARTS);
         }
         let found = check::refusals(&scene, &way);
         refused.extend(found.into_iter().filter(|finding| !refused.contains(finding)).collect::<Vec<_>>());

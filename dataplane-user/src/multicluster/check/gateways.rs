@@ -51,10 +51,9 @@ pub(super) fn gateways(scene: &Scene) -> Vec<Finding> {
                     format!("none of {count} pods behind the entry point is ready"),
                     format!("{context}: service {}", entry.name),
                 );
-                findings.push(finding.why("connections of other clusters end at outer-tcp").repair(format!(
-                    "kubectl --context {context} -n {} rollout status deployment {GATEWAY}",
-                    cluster.gateway_namespace
-                )));
+                findings.push(
+                    finding.why("connections of other clusters end at outer-tcp").repair(cluster.start_gateways()),
+                );
             }
         }
     }

@@ -2,10 +2,13 @@
 
 use crate::clusters::Clusters;
 use crate::clusters::deployed::MESH;
-use crate::clusters::linked::{CHECK, CLIENT, Cut, EXPOSE, LINK, Linked, Outside, STRANGER, WEB, clusters_in};
+use crate::clusters::linked::{
+    CHECK, CLIENT, Cut, EXPOSE, FRONT, LINK, Linked, Outside, POSTGRESQL, STRANGER, WEB, clusters_in,
+};
 use crate::daemon::field;
 use crate::demo::report::Report;
 use crate::{Capture, Error, Result, process};
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 /// The pod of the second cluster that is called by its own name.
@@ -43,8 +46,10 @@ pub(super) fn all(clusters: &Clusters, linked: &Linked<'_>, report: &mut Report)
     call(linked, report)?;
     identities(linked, report)?;
     stateful(linked, report)?;
+    database(linked, report)?;
     policy(clusters, linked, report)?;
     encrypted(linked, report, capture)?;
+    entry(clusters, linked, report)?;
     stranger(clusters, linked, report)?;
     top(clusters, linked, report)?;
     cut(clusters, linked, report)?;
@@ -129,6 +134,53 @@ fn stateful(linked: &Linked<'_>, report: &mut Report) -> Result<()> {
     if answers.get("cluster2/db-1") != Some(&6) {
         return Err(format!("it is not db-1 of cluster2 that answered: {answers:?}").into());
     }
+    Ok(())
+}
+
+fn database(linked: &Linked<'_>, report: &mut Report) -> Result<()> {
+    report.step("database", "PostgreSQL on the same pod of cluster2, from cluster1");
+    let ask = |statement: &str| {
+        let said = linked.sql(1, CLIENT, statement)?;
+        let shown = if said.is_empty() { "done" } else { said.as_str() };
+        report.say(&format!("$ psql '{POSTGRESQL}' -c \"{statement}\"\n{shown}"));
+        Ok::<_, Error>(said)
+    };
+    ask("create table if not exists orders (id serial, place text)")?;
+    ask("insert into orders (place) select 'cluster1' from generate_series(1, 1000)")?;
+    let rows = ask("select count(*) from orders where place = 'cluster1'")?;
+    let host = ask("select trim(pg_read_file('/etc/hostname'))")?;
+    report.fact("rows", rows.clone());
+    report.fact("host", host.clone());
+    if rows.parse().unwrap_or(0_u32) < 1000 || host != "db-1" {
+        return Err(format!("it is not db-1 that holds the rows: {rows} rows, on {host}").into());
+    }
+    Ok(())
+}
+
+/// Clients outside by a port of the nodes.
+fn entry(clusters: &Clusters, linked: &Linked<'_>, report: &mut Report) -> Result<()> {
+    report.step("entry", "A client outside of the mesh calls the service front at a port of the nodes");
+    let own = "172.29.0.1";
+    report.say(&format!("Its address is {own}. Either node is an entry, and the pods of both answer:"));
+    let mut seen = BTreeSet::new();
+    // Each node takes the port as soon as it has heard of the service.
+    process::until(PATIENCE, || {
+        seen.clear();
+        for node in ["172.29.1.1", "172.29.1.2"] {
+            for _ in 0..8 {
+                let url = format!("http://{node}:{FRONT}/");
+                let words = ["curl", "--silent", "--show-error", "--max-time", "5", url.as_str()];
+                let said = clusters.exec("wan", &words).unwrap_or_else(|error| error.to_string());
+                seen.insert(format!("at {node}: {}", said.trim()));
+            }
+        }
+        seen.len() == 4 && seen.iter().all(|line| line.ends_with(&format!(" client={own}")))
+    })
+    .map_err(|error| Error(format!("{error}: {seen:?}\n{}", linked.log_tails())))?;
+    for line in &seen {
+        report.say(&format!("  {line}"));
+    }
+    report.fact("seen", serde_json::json!(seen));
     Ok(())
 }
 
