@@ -24,6 +24,7 @@
 
 pub mod apps;
 pub mod bench;
+pub mod bpffs;
 pub mod capture;
 pub mod certificates;
 pub mod cgroup;

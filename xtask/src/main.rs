@@ -1,6 +1,8 @@
 //! `cargo xtask`: everything a newcomer or a CI machine needs, from installing packages to the closing line of the tests.
 //! Each command does what it needs first, so any of them may be the first one ever run in a fresh clone.
 
+#[path = "../../tests/src/bpffs.rs"]
+mod bpffs;
 mod cluster;
 mod control_plane;
 mod ebpf;

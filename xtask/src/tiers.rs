@@ -3,7 +3,7 @@
 //! A suite belongs to the tier its file name begins with: `tests/tests/<tier>_<topic>.rs` (`redirect_*` and `scripted_*` count
 //! as `netns`).
 
-use crate::{Result, cluster, control_plane, ebpf, envoy, kernels, packages, paths, setup, sh};
+use crate::{Result, bpffs, cluster, control_plane, ebpf, envoy, kernels, packages, paths, setup, sh};
 use clap::ValueEnum;
 use std::fs;
 use std::path::Path;
@@ -51,6 +51,7 @@ pub fn run(only: Option<Tier>, versions: &[String], filter: Option<&str>) -> Res
         pure(filter, &mut totals)?;
         return Ok(totals.close());
     }
+    let _bpffs = bpffs::AsItWas::now();
     setup::run()?;
     ebpf::build()?;
     if wanted(Tier::Pure) {

@@ -29,6 +29,7 @@ pub struct Options {
 pub fn run(options: Options) -> ExitCode {
     sys::catch_interrupts();
     let mut report = Report::new(options.json);
+    let _bpffs = crate::bpffs::AsItWas::now();
     let before = clean::Inventory::take();
     let shown = show(options, &mut report);
     let clean = if options.check_clean && !options.keep { clean::check(&before, &mut report) } else { Ok(()) };

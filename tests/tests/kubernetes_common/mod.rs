@@ -120,14 +120,16 @@ pub fn jobs(clusters: &Clusters, completions: u32, parallelism: u32) -> String {
     let text = logs().unwrap();
     let numbers: Vec<f64> = text.split_whitespace().filter_map(|word| word.parse().ok()).collect();
     assert_eq!(numbers.len(), 3 * completions as usize, "{text}");
-    let at = |column: usize| {
-        let mut times: Vec<f64> = numbers.iter().skip(column).step_by(3).copied().collect();
+    let told = |mut times: Vec<f64>| {
         times.sort_by(f64::total_cmp);
         let share = |share: f64| times.get((times.len() as f64 * share) as usize).copied().unwrap_or_default() * 1e3;
         format!("p50 {:.0} p90 {:.0} slowest {:.0} ms", share(0.5), share(0.9), times.last().unwrap() * 1e3)
     };
     clusters.kubectl(1, &["-n", SHOP, "delete", "job", "first", "--wait=true", "--timeout=120s"]).unwrap();
-    format!("name {}; connected {}; first byte {}", at(0), at(1), at(2))
+    let at = |column: usize| numbers.iter().skip(column).step_by(3).copied();
+    let connect = told(at(1).zip(at(0)).map(|(connected, named)| connected - named).collect());
+    let [name, connected, byte] = [0, 1, 2].map(|column| told(at(column).collect()));
+    format!("connect {connect}; from the start: name {name}; connected {connected}; first byte {byte}")
 }
 
 /// Pods outside the mesh: one of the ordinary kind, and one that shares the node's network as a probe's sender does.
