@@ -2,8 +2,8 @@
 
 use crate::{Result, context};
 use rcgen::{
-    CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose, Issuer, KeyIdMethod, KeyPair,
-    KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
 };
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -63,6 +63,43 @@ pub fn issue_for(authority: &Path, identity: &str, folder: &Path, life: Option<D
         key: write("key", &key.serialize_pem())?,
         root: authority.join("root-cert.pem"),
     })
+}
+
+/// Another intermediate of the root in `root` (as `causeway ca` lays it out), into `folder` in the layout of Istio's `cacerts`.
+/// It ends so many days from now; a negative number of days ago.
+///
+/// # Errors
+/// If the root cannot be read, or the files cannot be written.
+pub fn authority_until(root: &Path, folder: &Path, days: i64) -> Result<()> {
+    let read = |name: &str| {
+        let path = root.join(name);
+        std::fs::read_to_string(&path).map_err(context(path.display()))
+    };
+    let (root, root_key) = (read("root-cert.pem")?, read("root-key.pem")?);
+    let root_key = KeyPair::from_pem(&root_key).map_err(context("root-key.pem"))?;
+    let issuer = Issuer::from_ca_cert_pem(&root, root_key).map_err(context("root-cert.pem"))?;
+    let key = KeyPair::generate().map_err(context("a new key"))?;
+    let mut parameters = CertificateParams::new(Vec::new()).map_err(context("certificate"))?;
+    parameters.distinguished_name.push(DnType::CommonName, "dated");
+    parameters.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let day = |days: i64| {
+        let length = Duration::from_secs(days.unsigned_abs() * 86_400);
+        if days < 0 { SystemTime::now() - length } else { SystemTime::now() + length }
+    };
+    (parameters.not_before, parameters.not_after) = (day(-10).into(), day(days).into());
+    let ca = parameters.signed_by(&key, &issuer).map_err(context("signing"))?.pem();
+    std::fs::create_dir_all(folder).map_err(context(folder.display()))?;
+    for (name, text) in [
+        ("ca-cert.pem", ca.clone()),
+        ("ca-key.pem", key.serialize_pem()),
+        ("cert-chain.pem", ca),
+        ("root-cert.pem", root),
+    ] {
+        let path = folder.join(name);
+        std::fs::write(&path, text).map_err(context(path.display()))?;
+    }
+    Ok(())
 }
 
 /// A revocation list (PEM) of the authority with these files that names one certificate of its own signing.

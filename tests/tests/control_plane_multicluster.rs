@@ -237,7 +237,14 @@ fn every_check_finds_what_was_broken_and_its_command_repairs_it() {
         "metadata": {"name": "gone", "namespace": "default"}, "spec": {"network": "network1", "address": "10.244.99.99"}});
     for (check, line, text) in [
         ("istiod", format!("{istiod} AMBIENT_ENABLE_MULTI_NETWORK=false"), "AMBIENT_ENABLE_MULTI_NETWORK is not true"),
+        ("istiod", format!("{istiod} PILOT_ENABLE_AMBIENT-"), "PILOT_ENABLE_AMBIENT is not true"),
         ("istiod", format!("{istiod} ISTIO_MULTIROOT_MESH-"), "ISTIO_MULTIROOT_MESH is not true"),
+        ("istiod", format!("{istiod} ENABLE_PEERING_DISCOVERY=true"), "ENABLE_PEERING_DISCOVERY is true"),
+        (
+            "istiod",
+            format!("{istiod} PILOT_ENABLE_K8S_SELECT_WORKLOAD_ENTRIES=false"),
+            "PILOT_ENABLE_K8S_SELECT_WORKLOAD_ENTRIES is false",
+        ),
         ("network", format!("{space}-"), "label topology.istio.io/network is missing"),
         ("network", format!("{agent} NETWORK=elsewhere"), "NETWORK of the agent is \"elsewhere\""),
         (
@@ -283,6 +290,13 @@ fn every_check_finds_what_was_broken_and_its_command_repairs_it() {
         "leads to no root of cluster2",
         Some(&back),
     );
+    let root = stage.clusters.topology.authority(stage.clusters.clusters[0]).parent().unwrap().to_owned();
+    // Authorities of the right root whose time is over, or is soon.
+    for (days, text) in [(-2, "expired"), (9, "expires in ")] {
+        let dated = stage.clusters.topology.scratch().join(format!("dated{days}"));
+        testkit::certificates::authority_until(&root, &dated, days).unwrap();
+        stage.breaks("certificates", &format!("cd {} && {replace}", dated.display()), text, Some(&back));
+    }
     // Commands that need kubelets or charts of others are replaced by what they would do.
     stage.breaks(
         "names",

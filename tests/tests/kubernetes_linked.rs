@@ -152,6 +152,20 @@ fn a_check_is_green_until_something_breaks_and_its_command_repairs_it() {
     for (line, text) in [
         (format!("{gateways} delete gateway peer-cluster2"), "has no way into its network"),
         (
+            format!("{gateways} label gateway peer-cluster2 --overwrite topology.istio.io/network=elsewhere"),
+            "it is labelled with network \"elsewhere\"",
+        ),
+        (
+            format!("{gateways} annotate gateway peer-cluster2 --overwrite gateway.istio.io/service-account=other"),
+            "it expects the account istio-eastwest/other",
+        ),
+        (
+            format!(
+                "{gateways} annotate gateway peer-cluster2 --overwrite gateway.istio.io/trust-domain=other.example"
+            ),
+            "is in trust domain \"other.example\"",
+        ),
+        (
             format!("{gateways} label service causeway-gateway --overwrite topology.istio.io/network=elsewhere"),
             "labelled with network \"elsewhere\"",
         ),

@@ -313,6 +313,10 @@ fn exec(place: &str, words: &[OsString]) -> Result<()> {
     }
     let node = Node::parse(place).ok_or_else(|| format!("{place} is no node: cargo xtask cluster status"))?;
     let enter = node::enter(node)?;
+    // A program of a node is in the node's cgroup, as one that was started there would be.
+    for path in cgroups::joins(node, "init")? {
+        fs::write(&path, std::process::id().to_string()).map_err(|error| format!("{}: {error}", path.display()))?;
+    }
     become_program(Command::new("nsenter").args(enter.iter().skip(1)).args(words))
 }
 
