@@ -80,8 +80,8 @@ impl Kernel {
     ///
     /// # Errors
     /// As [`NodePorts::pass`].
-    pub(super) fn pass_node_ports(&mut self, workers: &[worker::Handle]) -> Result<(), LoadError> {
-        self.node_ports.pass(&mut self.enrolments.redirector, workers)
+    pub(super) fn pass_node_ports(&mut self) -> Result<(), LoadError> {
+        self.node_ports.pass(&mut self.enrolments.redirector)
     }
 
     /// Regular work.

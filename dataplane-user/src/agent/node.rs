@@ -280,7 +280,7 @@ impl Node {
         };
         let left = node.place == Place::Left;
         if let Some(kernel) = node.kernel.as_mut().filter(|_| removal) {
-            kernel.pass_node_ports(&node.workers)?;
+            kernel.pass_node_ports()?;
         }
         info!("draining for up to {} s", drain_time.as_secs_f32());
         drop(socket);

@@ -7,6 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
+    time::{Duration, Instant},
 };
 
 use tracing::{error, info};
@@ -81,9 +82,30 @@ pub(super) struct NodePorts {
     addresses: Vec<IpAddr>,
     open: BTreeMap<u16, Arc<AtomicUsize>>,
     /// Ports given up whose connections still run.
-    closing: BTreeMap<u16, Arc<AtomicUsize>>,
+    closing: BTreeMap<u16, Closing>,
     error: Option<String>,
     ticks: u32,
+}
+
+/// How long connections are still accepted whose SYN was taken before their port was given up.
+const HANDSHAKE: Duration = Duration::from_secs(3);
+
+/// A port on its way out.
+#[derive(Debug)]
+struct Closing {
+    /// Connections that run.
+    open: Arc<AtomicUsize>,
+    /// When nothing is accepted any more.
+    until: Instant,
+    /// Nothing is.
+    stopped: bool,
+}
+
+impl Closing {
+    /// Whether there is something to do: to stop accepting, or to forget the port.
+    fn is_due(&self) -> bool {
+        if self.stopped { self.open.load(Relaxed) == 0 } else { Instant::now() >= self.until }
+    }
 }
 
 /// Ports that are wanted, with what they stand for and the families that have them.
@@ -132,7 +154,7 @@ impl NodePorts {
         }
         let node = &shared.model.load().node;
         self.ticks = self.ticks.wrapping_add(1);
-        let ended = self.closing.values().any(|open| open.load(Relaxed) == 0);
+        let ended = self.closing.values().any(Closing::is_due);
         let retry = self.error.is_some() && self.ticks.is_multiple_of(RETRY_TICKS);
         let same =
             self.applied.as_ref().is_some_and(|(entry, ports)| *entry == node.entry && *ports == node.node_ports);
@@ -147,8 +169,8 @@ impl NodePorts {
     ///
     /// # Errors
     /// If the kernel's state cannot be changed.
-    pub(super) fn pass(&mut self, redirector: &mut Redirector, workers: &[worker::Handle]) -> Result<(), LoadError> {
-        self.give_up(&BTreeMap::new(), redirector, workers)
+    pub(super) fn pass(&mut self, redirector: &mut Redirector) -> Result<(), LoadError> {
+        self.give_up(&BTreeMap::new(), redirector)
     }
 
     fn bring(
@@ -159,7 +181,7 @@ impl NodePorts {
         workers: &[worker::Handle],
     ) -> Result<(), LoadError> {
         let wanted = if node.entry.is_some() { wanted(node) } else { BTreeMap::new() };
-        self.end(redirector)?;
+        self.end(redirector, workers)?;
         if let Some(entry) = node.entry.as_ref().filter(|_| !wanted.is_empty())
             && (self.opened.as_ref() != Some(entry) || self.error.is_some())
         {
@@ -168,9 +190,16 @@ impl NodePorts {
             info!(addresses = ?self.addresses, "node ports can be opened");
         }
         // Before anything arrives, whoever accepts must know what it stands for.
-        let uses = wanted.iter().map(|(port, (usage, _))| (*port, usage.clone())).collect();
+        let mut uses: HashMap<u16, Use> = wanted.iter().map(|(port, (usage, _))| (*port, usage.clone())).collect();
+        // What was taken before a port is given up is still served.
+        let before = shared.node_ports.load();
+        for port in self.open.keys().chain(self.closing.keys()) {
+            if let (false, Some(usage)) = (uses.contains_key(port), before.port(*port)) {
+                uses.insert(*port, usage.clone());
+            }
+        }
         shared.node_ports.store(Arc::new(Table { addresses: self.addresses.clone(), uses }));
-        self.give_up(&wanted, redirector, workers)?;
+        self.give_up(&wanted, redirector)?;
         // Before it is known what is wanted, ports that an earlier daemon took stay taken: refused, and not passed.
         let complete = self.steering.as_ref().is_none_or(Steering::is_complete);
         if complete && !self.settled {
@@ -198,12 +227,15 @@ impl NodePorts {
         workers: &[worker::Handle],
     ) -> Result<(), LoadError> {
         if !self.open.contains_key(&port) {
-            let listeners = redirector.node_port_listeners(port)?;
             // Those that still run count as well.
-            let open = self.closing.remove(&port).unwrap_or_default();
-            for (worker, listener) in workers.iter().zip(listeners) {
-                let _ = worker.commands.send(Command::AddNodePort { port, open: open.clone(), listener });
+            let open = self.closing.get(&port).map(|closing| closing.open.clone()).unwrap_or_default();
+            if self.closing.get(&port).is_none_or(|closing| closing.stopped) {
+                let listeners = redirector.node_port_listeners(port)?;
+                for (worker, listener) in workers.iter().zip(listeners) {
+                    let _ = worker.commands.send(Command::AddNodePort { port, open: open.clone(), listener });
+                }
             }
+            self.closing.remove(&port);
             self.open.insert(port, open);
             info!("node port {port} is open");
         }
@@ -215,29 +247,32 @@ impl NodePorts {
         &mut self,
         wanted: &BTreeMap<u16, (Use, IpFamilies)>,
         redirector: &mut Redirector,
-        workers: &[worker::Handle],
     ) -> Result<(), LoadError> {
         let stale: Vec<u16> = self.open.keys().filter(|port| !wanted.contains_key(port)).copied().collect();
         for port in stale {
             redirector.stop_node_port(port)?;
-            for worker in workers {
-                let _ = worker.commands.send(Command::RemoveNodePort { port });
-            }
             if let Some(open) = self.open.remove(&port) {
-                self.closing.insert(port, open);
+                self.closing.insert(port, Closing { open, until: Instant::now() + HANDSHAKE, stopped: false });
             }
             info!("node port {port} is given up");
         }
         Ok(())
     }
 
-    /// Forgets ports whose last connection has ended.
-    fn end(&mut self, redirector: &mut Redirector) -> Result<(), LoadError> {
-        let idle: Vec<u16> =
-            self.closing.iter().filter(|(_, open)| open.load(Relaxed) == 0).map(|(port, _)| *port).collect();
-        for port in idle {
-            redirector.forget_node_port(port)?;
-            self.closing.remove(&port);
+    /// Stops accepting at ports that were given up a while ago, and forgets those whose last connection has ended.
+    fn end(&mut self, redirector: &mut Redirector, workers: &[worker::Handle]) -> Result<(), LoadError> {
+        let due: Vec<u16> =
+            self.closing.iter().filter(|(_, closing)| closing.is_due()).map(|(port, _)| *port).collect();
+        for port in due {
+            if let Some(closing) = self.closing.get_mut(&port).filter(|closing| !closing.stopped) {
+                closing.stopped = true;
+                for worker in workers {
+                    let _ = worker.commands.send(Command::RemoveNodePort { port });
+                }
+            } else {
+                redirector.forget_node_port(port)?;
+                self.closing.remove(&port);
+            }
         }
         Ok(())
     }
