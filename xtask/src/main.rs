@@ -1,6 +1,7 @@
 //! `cargo xtask`: everything a newcomer or a CI machine needs, from installing packages to the closing line of the tests.
 //! Each command does what it needs first, so any of them may be the first one ever run in a fresh clone.
 
+// The test kit ends the demo with the same piece, and depends on nothing of this program.
 #[path = "../../tests/src/bpffs.rs"]
 mod bpffs;
 mod cluster;
