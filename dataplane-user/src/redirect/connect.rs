@@ -65,11 +65,11 @@ static TURN: AtomicU32 = AtomicU32::new(0);
 
 /// Two source ports to try for a connection that came through a tunnel. Neither is in the usual ephemeral range: a later
 /// connection in the clear of the same client from the same port would meet the delivered one inside the pod and time out.
-/// The first is from above that range, where hardly anything listens; the second from the half below it, which is larger.
+/// The first is from the half below that range, as large as the range itself: each may be in TIME_WAIT for a minute.
 fn tunnelled_ports(turn: u32) -> [u16; 2] {
-    let above = 61_000 + turn % (65_536 - 61_000);
     let below = 1024 + turn % (32_768 - 1024);
-    [above as u16, below as u16]
+    let above = 61_000 + turn % (65_536 - 61_000);
+    [below as u16, above as u16]
 }
 
 /// Source port for delivering the connection of a client that came from `port`: one to one over the ports clients use, and
@@ -94,10 +94,10 @@ mod tests {
     #[test]
     fn tunnelled_connections_are_delivered_from_ports_outside_the_ephemeral_range() {
         for turn in (0..100_000).chain([u32::MAX]) {
-            let [above, below] = tunnelled_ports(turn);
+            let [below, above] = tunnelled_ports(turn);
             assert!(above > 60_999 && (1024..32_768).contains(&below), "{turn}: {above} {below}");
         }
-        let distinct: std::collections::HashSet<u16> = (0..31_744).map(|turn| tunnelled_ports(turn)[1]).collect();
+        let distinct: std::collections::HashSet<u16> = (0..31_744).map(|turn| tunnelled_ports(turn)[0]).collect();
         assert_eq!(distinct.len(), 31_744);
     }
 }
