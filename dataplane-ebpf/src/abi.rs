@@ -54,6 +54,9 @@ pub const fn is_mapped(addr: &Addr) -> bool {
     addr[0] == 0 && addr[1] == 0 && addr[2] == MAPPED_PREFIX
 }
 
+/// Index of the loopback device in every network namespace (`LOOPBACK_IFINDEX` in include/net/flow.h).
+pub const LOOPBACK_DEVICE: u32 = 1;
+
 /// What [`Flow::kind`] says about a recorded connection.
 pub mod flow_kind {
     /// A connection rewritten by the outbound programs: it belongs to the engine.
@@ -64,6 +67,8 @@ pub mod flow_kind {
     pub const NODE: u32 = 3;
     /// Only in `DIALLED`: a pod that uses the node's network has dialled, which is not the node.
     pub const NODE_POD: u32 = 4;
+    /// As [`LOCAL`]: delivery by the engine, over the loopback device.
+    pub const DELIVERY: u32 = 5;
 }
 
 /// Where connections of a pod go that wait for its enrolment: a loopback address that no other namespace has. The socket lookup

@@ -3,7 +3,9 @@
 
 mod redirect_common;
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io::Read;
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
 
 use causeway::redirect::{
     Enrolled, Exclusions, Family, Redirector, SocketKind, SocketSource, connect_start, deliver, delivery_port,
@@ -13,6 +15,7 @@ use redirect_common::{
     Node, PEER4, PEER6, POD4, POD6, accept, addr, connect, counters, helper_entry, ip_addr, is_silent, next_original,
     runnable, talks,
 };
+use tokio::net::TcpSocket;
 
 #[test]
 fn helper_process() {
@@ -101,6 +104,11 @@ fn worker<T>(redirector: &mut Redirector, action: impl AsyncFnOnce(&SocketSource
     })
 }
 
+/// Addresses of the pod.
+fn own() -> [IpAddr; 2] {
+    [POD4, POD6].map(ip_addr)
+}
+
 fn blocking(stream: tokio::net::TcpStream) -> TcpStream {
     let stream = stream.into_std().unwrap();
     stream.set_nonblocking(false).unwrap();
@@ -125,7 +133,7 @@ fn delivery_shows_the_clients_address() {
             ("203.0.113.7:40000", "10.98.1.2:8080", &application),
         ] {
             let client = addr(client);
-            let stream = deliver(source, enrolled.pod, client, addr(to)).await;
+            let stream = deliver(source, enrolled.pod, &own(), client, addr(to)).await;
             let mut stream = blocking(stream.unwrap_or_else(|error| panic!("{client} to {to}: {error}")));
             let (mut accepted, peer) = accept(listener).unwrap_or_else(|| panic!("{client} to {to}: not accepted"));
             assert_eq!(peer.ip().to_canonical(), client.ip(), "the application sees the client's address");
@@ -151,12 +159,61 @@ fn delivery_never_meets_the_connection_it_delivers() {
             let client = node.connect("x", "10.98.1.2:8080").unwrap();
             let (intercepted, peer) = accept(&enrolled.listeners[0].plaintext).unwrap();
             let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-            let delivered = deliver(source, enrolled.pod, peer, addr("10.98.1.2:8080")).await.unwrap();
+            let delivered = deliver(source, enrolled.pod, &own(), peer, addr("10.98.1.2:8080")).await.unwrap();
             let (accepted, _) = accept(&application).expect("the application gets every delivered connection");
             open.push((client, intercepted, blocking(delivered), accepted));
         }
         for (client, intercepted, delivered, accepted) in &mut open {
             assert!(talks(client, intercepted) && talks(delivered, accepted));
+        }
+    });
+}
+
+/// Connects from the peer to `to` from `from`, which may be where a connection was a moment ago.
+fn connect_from(node: &Node, from: &str, to: &str) -> TcpStream {
+    let (local, remote) = (addr(from), addr(to));
+    let connected = node.inside("x", move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let socket = if local.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.unwrap();
+            socket.set_reuseaddr(true).unwrap();
+            socket.bind(local).unwrap();
+            let answered = tokio::time::timeout(Duration::from_secs(5), socket.connect(remote)).await;
+            answered.expect("answered").map(blocking)
+        })
+    });
+    connected.unwrap_or_else(|error| panic!("{from} to {to}: {error}"))
+}
+
+#[test]
+fn a_client_may_connect_from_the_port_its_delivered_connection_has() {
+    if !runnable() {
+        return;
+    }
+    let (node, mut redirector, enrolled) = node_with_pod(1, Exclusions::default());
+    let application = node.listen("a", "[::]:8080");
+    let plaintext = &enrolled.listeners[0].plaintext;
+    worker(&mut redirector, async |source: &SocketSource| {
+        for (client, to) in [("10.98.0.1", "10.98.1.2:8080"), ("[fd98::1]", "[fd98::1:2]:8080")] {
+            let tunnelled = addr(&format!("{client}:0"));
+            let mut delivered = blocking(deliver(source, enrolled.pod, &own(), tunnelled, addr(to)).await.unwrap());
+            let (mut accepted, peer) = accept(&application).unwrap();
+            let from = format!("{client}:{}", peer.port());
+
+            let mut own = connect_from(&node, &from, to);
+            let (mut intercepted, seen) = accept(plaintext).expect("the engine gets the client's own connection");
+            assert_eq!(seen.port(), peer.port());
+            assert!(talks(&mut own, &mut intercepted), "{from}: the client's own connection");
+            assert!(talks(&mut delivered, &mut accepted), "{from}: the delivered one beside it");
+            drop((own, intercepted));
+
+            // The application closes first and has the connection in TIME_WAIT.
+            drop(accepted);
+            assert_eq!(delivered.read(&mut [0]).unwrap(), 0);
+            drop(delivered);
+            let mut own = connect_from(&node, &from, to);
+            let (mut intercepted, _) = accept(plaintext).expect("the engine gets the client's own connection");
+            assert!(talks(&mut own, &mut intercepted), "{from}: after the delivered one");
         }
     });
 }
@@ -177,8 +234,7 @@ fn upstream_sockets_leave_the_pod_past_the_engine() {
         ] {
             for _ in 0..100 {
                 let socket = source.take(pod, SocketKind::Upstream, family).await.unwrap();
-                let stream =
-                    connect_start(socket, None, addr(to)).await.unwrap_or_else(|error| panic!("{to}: {error}"));
+                let stream = connect_start(socket, addr(to)).await.unwrap_or_else(|error| panic!("{to}: {error}"));
                 assert_eq!(stream.local_addr().unwrap().ip(), ip_addr(own));
                 assert!(accept(&outside).is_some());
             }

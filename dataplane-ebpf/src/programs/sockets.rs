@@ -8,18 +8,22 @@ use aya_ebpf::bindings::{
     BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
     BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TIMEOUT_INIT, BPF_TCP_CLOSE, bpf_sock_ops,
 };
-use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_sk_storage_get, bpf_sock_ops_cb_flags_set};
+use aya_ebpf::helpers::generated::{
+    bpf_get_netns_cookie, bpf_setsockopt, bpf_sk_storage_get, bpf_sock_ops_cb_flags_set,
+};
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 use aya_log_ebpf::warn;
-use causeway_ebpf::abi::{Addr, Flow, FlowKey, LAYOUT_VERSION, flow_kind, mapped};
+use causeway_ebpf::abi::{Addr, Flow, FlowKey, LAYOUT_VERSION, LOOPBACK_DEVICE, flow_kind, mapped};
 use causeway_ebpf::counter::Counter;
-use causeway_ebpf::decide::sockets::{Connect, connect};
+use causeway_ebpf::decide::sockets::{Connect, Socket, connect};
 
 use super::maps::{DIALLED, FLOWS, NODE_NETNS, ORIGINAL, POD_BY_IP};
 use super::{config, count, count_failure, field, words};
 
 const AF_INET: u32 = 2;
+const SOL_SOCKET: i32 = 1;
+const SO_BINDTOIFINDEX: i32 = 62;
 /// Other values would replace the reply of another program on the same hook.
 const KEEP_REPLY: u32 = 1;
 
@@ -71,11 +75,14 @@ fn connecting(context: &SockOpsContext, raw: *mut bpf_sock_ops) {
         unsafe { bpf_sk_storage_get((&raw const DIALLED).cast_mut().cast(), sk.cast(), core::ptr::null_mut(), 0) }
             .cast();
     let Some(config) = config() else { return };
-    let mark = field(unsafe { &raw const (*sk).mark });
-    let kind = if dialled.is_null() { None } else { Some(unsafe { (*dialled).kind }) };
+    let socket = Socket {
+        dialled: if dialled.is_null() { None } else { Some(unsafe { (*dialled).kind }) },
+        mark: field(unsafe { &raw const (*sk).mark }),
+        device: field(unsafe { &raw const (*sk).bound_dev_if }),
+    };
     let (key, from_node) = client_key(raw);
     let marker = |kind| Flow { addr: [0; 4], port: 0, layout: LAYOUT_VERSION, kind };
-    let (flow, counter) = match connect(&config, kind, mark, key.server_port, from_node) {
+    let (flow, counter) = match connect(&config, socket, key.server_port, from_node) {
         Connect::Ignore => return,
         Connect::Redirected => {
             // The verdict is drawn from the pointer, but the verifier wants to see the test.
@@ -85,10 +92,13 @@ fn connecting(context: &SockOpsContext, raw: *mut bpf_sock_ops) {
             (unsafe { *dialled }, Counter::FlowRecorded)
         }
         Connect::Local => (marker(flow_kind::LOCAL), Counter::FlowLocal),
+        Connect::Delivery => (marker(flow_kind::DELIVERY), Counter::FlowLocal),
         Connect::Node if key.netns == 0 => return,
         Connect::Node => (marker(flow_kind::NODE), Counter::FlowNode),
     };
-    if flow.kind == flow_kind::LOCAL && unsafe { POD_BY_IP.get(&key.server) }.copied() != Some(key.netns) {
+    if matches!(flow.kind, flow_kind::LOCAL | flow_kind::DELIVERY)
+        && unsafe { POD_BY_IP.get(&key.server) }.copied() != Some(key.netns)
+    {
         return;
     }
     if FLOWS.insert(&key, &flow, 0).is_err() {
@@ -103,6 +113,19 @@ fn connecting(context: &SockOpsContext, raw: *mut bpf_sock_ops) {
     unsafe { bpf_sock_ops_cb_flags_set(raw, flags as i32) };
 }
 
+/// The application has accepted what the engine delivers. Like the engine's end, its end is bound to the loopback device:
+/// inside the pod both would otherwise match a connection from outside with the same two ends, which the client itself may
+/// make at any time, and its SYN would be answered to the engine by this socket or by what is in TIME_WAIT of it
+/// (`INET_MATCH` in include/net/inet_hashtables.h compares the device).
+#[inline(always)]
+fn keep_inside(raw: *mut bpf_sock_ops) {
+    let mut device = LOOPBACK_DEVICE;
+    // Where it fails the connection works as well; its ends stay taken while it lasts.
+    unsafe {
+        bpf_setsockopt(raw.cast(), SOL_SOCKET, SO_BINDTOIFINDEX, (&raw mut device).cast(), size_of::<u32>() as i32)
+    };
+}
+
 /// A socket was accepted: hand it the destination of its connection, if that was recorded.
 #[inline(always)]
 fn accepted(context: &SockOpsContext, raw: *mut bpf_sock_ops) {
@@ -115,6 +138,9 @@ fn accepted(context: &SockOpsContext, raw: *mut bpf_sock_ops) {
     };
     let mut flow = *recorded;
     let _ = FLOWS.remove(&key);
+    if flow.kind == flow_kind::DELIVERY {
+        keep_inside(raw);
+    }
     if flow.kind != flow_kind::REDIRECT {
         return;
     }
@@ -141,7 +167,7 @@ fn accepted(context: &SockOpsContext, raw: *mut bpf_sock_ops) {
 }
 
 /// Writes FLOWS before a SYN leaves, moves the entry to ORIGINAL when the connection is accepted, and removes what is left
-/// when the client's socket closes.
+/// when the client's socket closes. Binds what the application accepts from the engine to the loopback device.
 #[sock_ops]
 pub fn sockets(context: SockOpsContext) -> u32 {
     let raw = context.ops;

@@ -2,6 +2,8 @@
 
 use std::{
     collections::BTreeMap,
+    future::Future,
+    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -10,7 +12,13 @@ use prometheus_client::registry::Registry;
 use serde_json::{Map, Value, json};
 use tokio::sync::Notify;
 
-use super::{control_plane, enrolment::Report, profile, worker::Shared};
+use super::{
+    control_plane,
+    enrolment::{PodInfo, Report},
+    profile,
+    reach::Reach,
+    worker::Shared,
+};
 use crate::{
     observe::{admin::Topic, dump, http::Source, process},
     redirect::heap,
@@ -21,6 +29,8 @@ pub(super) struct Answers {
     pub(super) report: Arc<Mutex<Report>>,
     pub(super) shared: Arc<Shared>,
     pub(super) registry: Registry,
+    /// Tries what pods can reach of other networks.
+    pub(super) reach: Reach,
     /// Notified when somebody asks the daemon to end.
     pub(super) quit: Arc<Notify>,
 }
@@ -124,6 +134,11 @@ impl Source for Answers {
 
     fn status(&self) -> Value {
         Answers::status(self)
+    }
+
+    fn reach(&self) -> Pin<Box<dyn Future<Output = Value> + Send + '_>> {
+        let pods = self.report().enrolled.values().filter_map(PodInfo::askable).collect();
+        self.reach.answer(pods)
     }
 
     fn metrics(&self) -> String {

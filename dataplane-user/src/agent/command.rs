@@ -51,6 +51,13 @@ pub enum Command {
         /// Who is told how long the answer took, or why there was none.
         done: oneshot::Sender<Result<Duration, String>>,
     },
+    /// Try what pods can reach of other networks.
+    Reach {
+        /// Pods of which the first that is known tries it, each with one of its DNS sockets.
+        pods: Vec<(PodId, SocketAddr)>,
+        /// Who is told what was found.
+        done: oneshot::Sender<serde_json::Value>,
+    },
     /// Accept connections to a node port.
     AddNodePort {
         /// The port.

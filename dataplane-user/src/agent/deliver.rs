@@ -46,9 +46,9 @@ pub async fn deliver(
         if client.address.is_ipv4() != to.is_ipv4() {
             // A client at a node port of the family that the pod does not have: there is no address to show.
             let socket = worker.sockets.take(pod.id, SocketKind::Upstream, Family::from(to.ip())).await?;
-            return connect_start(socket, None, to).await;
+            return connect_start(socket, to).await;
         }
-        redirect::deliver(&worker.sockets, pod.id, client.address, to).await
+        redirect::deliver(&worker.sockets, pod.id, pod.addresses(), client.address, to).await
     };
     let socket = match timeout(CONNECT_TIMEOUT, connecting).await {
         Ok(Ok(socket)) => socket,
@@ -75,7 +75,7 @@ async fn announced(
     let identity = client.identity.map(SpiffeId::as_str);
     let header = proxy_header(client.address, named, identity);
     let socket = worker.sockets.take(pod.id, SocketKind::Upstream, Family::from(loopback)).await?;
-    let mut socket = connect_start(socket, None, SocketAddr::new(loopback, target.port)).await?;
+    let mut socket = connect_start(socket, SocketAddr::new(loopback, target.port)).await?;
     socket.write_all(&header).await?;
     Ok(socket)
 }

@@ -50,6 +50,13 @@ pub(super) struct PodInfo {
     dns: Option<SocketAddr>,
 }
 
+impl PodInfo {
+    /// Its number and one of its DNS sockets, if it has any.
+    pub(super) fn askable(&self) -> Option<(PodId, SocketAddr)> {
+        Some((self.pod, self.dns?))
+    }
+}
+
 /// What the admin socket tells.
 #[derive(Default)]
 pub(super) struct Report {

@@ -26,6 +26,7 @@ use super::{
     kernel::{self, Kernel},
     kubernetes,
     proof::{Proofs, Proving},
+    reach::Reach,
     succession::Place,
     worker::{self, Shared},
 };
@@ -265,6 +266,7 @@ impl Node {
             report: node.report.clone(),
             shared: node.shared.clone(),
             registry,
+            reach: Reach::by(node.workers.first().map(|worker| &worker.commands)),
             quit: node.quit.clone(),
         });
         let about = answers.clone();

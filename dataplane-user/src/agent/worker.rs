@@ -24,7 +24,7 @@ use tracing::warn;
 
 use super::{
     command::Command, dns, entry, entry_points::EntryPoints, gateways::Health, inbound, look, node_ports, outbound,
-    plaintext, proof::Proofs,
+    plaintext, proof::Proofs, reach,
 };
 use crate::{
     dns::Reserved,
@@ -126,6 +126,11 @@ pub struct Worker {
 }
 
 impl Pod {
+    /// Its addresses.
+    pub fn addresses(&self) -> &[IpAddr] {
+        &self.ips
+    }
+
     /// The address from which the pod dials `to`. A connection that waited for the enrolment comes from loopback, as does one
     /// that the application bound there.
     pub fn dials_from(&self, client: SocketAddr, to: SocketAddr) -> SocketAddr {
@@ -151,6 +156,11 @@ impl Worker {
     /// The pod of workload `uid`, if it is enrolled here.
     pub fn pod(&self, uid: &str) -> Option<Rc<Pod>> {
         self.pods.borrow().values().map(|accepting| &accepting.pod).find(|pod| *pod.uid == *uid).cloned()
+    }
+
+    /// The pod of this number.
+    pub fn numbered(&self, id: PodId) -> Option<Rc<Pod>> {
+        self.pods.borrow().get(&id).map(|accepting| accepting.pod.clone())
     }
 
     /// The workload of `pod` for connections that it opens. A pod that has just started is known by where it runs before the
@@ -306,6 +316,12 @@ fn obey(worker: &Rc<Worker>, command: Command) {
             spawn_local(async move {
                 // Nobody waits any more where the daemon ends.
                 let _ = done.send(look::ask(&worker, pod, at, &name).await);
+            });
+        }
+        Command::Reach { pods, done } => {
+            let worker = worker.clone();
+            spawn_local(async move {
+                let _ = done.send(reach::all(&worker, &pods).await);
             });
         }
         Command::AddNodePort { port, open, listener } => {

@@ -4,6 +4,7 @@
 //! Istio's node proxy (`istio/ztunnel`: `src/proxy/outbound.rs`, `src/proxy/inbound.rs`, `src/rbac.rs`), so that both can
 //! serve one mesh.
 
+mod abroad;
 mod balance;
 mod entry;
 mod gateway;
@@ -14,6 +15,7 @@ mod policy;
 mod remote_pod;
 mod waypoint;
 
+pub use abroad::{Allotted, abroad, allotted};
 pub use entry::{Caller, client, entry, entry_gateways, is_entered, local_endpoints};
 pub use gateway::{GatewayTarget, SourceKind, gateway, gateway_from, still_exported};
 pub use inbound::{InboundTarget, inbound};

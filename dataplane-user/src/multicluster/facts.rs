@@ -61,6 +61,8 @@ pub struct NodeReport {
     pub pod: String,
     /// Its status, or why it did not say.
     pub said: Result<Value, String>,
+    /// What its pods can reach of other networks, tried just now; nothing where it was not asked or did not say.
+    pub reached: Value,
 }
 
 /// Why a kind could not be read.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
+
 use super::api::{Api, Failure};
 use super::facts::{Cluster, Kind, NodeReport, Unread};
 
@@ -12,19 +14,27 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Agents asked at a time.
 const AT_A_TIME: usize = 16;
 
-/// Asks the agents of the nodes how they are.
-pub async fn reports(api: &Api, cluster: &mut Cluster) {
+/// How long the longest way through an entry point may take to fail.
+const TRYING: Duration = Duration::from_secs(30);
+
+/// Asks the agents of the nodes how they are; `reach` has them try what their pods can reach of other networks, too.
+pub async fn reports(api: &Api, cluster: &mut Cluster, reach: bool) {
     for some in cluster.agent_pods().chunks(AT_A_TIME) {
         let asked: Vec<_> = some
             .iter()
             .map(|(pod, node)| {
                 let (api, pod, node) = (api.clone(), pod.clone(), node.clone());
                 tokio::spawn(async move {
+                    // First, so that what is found is in the status, too.
+                    let reached = match reach {
+                        true => tokio::time::timeout(TRYING, api.ask(&pod, STATS_PORT, "reach")).await,
+                        false => Ok(Ok(Value::Null)),
+                    };
                     let said = match tokio::time::timeout(PATIENCE, api.ask(&pod, STATS_PORT, "status")).await {
                         Ok(said) => said.map_err(|failure| failure.to_string()),
                         Err(_) => Err(format!("no answer within {} s", PATIENCE.as_secs())),
                     };
-                    NodeReport { node, pod, said }
+                    NodeReport { node, pod, said, reached: reached.ok().and_then(Result::ok).unwrap_or_default() }
                 })
             })
             .collect();

@@ -139,6 +139,7 @@ fn what_agents_say_of_themselves_is_found() {
         node: "n1".to_owned(),
         pod: "istio-system/causeway-x".to_owned(),
         said,
+        reached: Value::Null,
     };
     let well = json!({"trouble": null, "model_error": null, "pods": [{"uid": "a", "state": "Enrolled"}],
         "control_planes": [{"address": "https://istiod:15012", "connected": true}],
@@ -184,6 +185,41 @@ fn what_agents_say_of_themselves_is_found() {
         assert!(findings.iter().all(|one| one.place == "c1: node n1, pod istio-system/causeway-x"
             && one.repair.starts_with("kubectl --context c1 ")));
     }
+}
+
+#[test]
+fn what_nodes_cannot_reach_is_found() {
+    let said = json!({"entry_points": [{"network": "network2", "address": "192.0.2.2:15008", "failures": 3,
+        "failed_ago": 7, "leg": "outer-tcp", "error": "silence"}]});
+    let found = |reached: Value| {
+        let mut one = cluster(1);
+        let (node, pod) = ("n1".to_owned(), "istio-system/causeway-x".to_owned());
+        one.reports.push(NodeReport { node, pod, said: Ok(said.clone()), reached });
+        let results = check::run(&Scene { clusters: vec![one], ..Scene::default() }, false);
+        let (_, findings) = results.into_iter().find(|(check, _)| check.name == "nodes").unwrap();
+        findings.into_iter().map(|finding| finding.what).collect::<Vec<_>>()
+    };
+    let old = "the entry point 192.0.2.2:15008 of network2 failed 7 s ago at outer-tcp: silence";
+    assert_eq!(found(Value::Null), [old]);
+    let row = |leg: Value, error: Value| {
+        json!({"network": "network2", "address": "192.0.2.2:15008",
+        "authority": "web.shop.svc.cluster.local:80", "leg": leg, "error": error})
+    };
+    let reached = |row: Value| json!({"entry_points": [row], "allotted": []});
+    assert_eq!(found(reached(row(Value::Null, Value::Null))), [""; 0], "it serves again");
+    assert_eq!(
+        found(reached(row(json!("connect"), json!("status 404")))),
+        [
+            "web.shop.svc.cluster.local:80 cannot be reached through the entry point 192.0.2.2:15008 of network2: connect: status 404"
+        ]
+    );
+    let allotted = json!({"entry_points": [], "allotted": [
+        {"service": "api.example.com", "address": "240.240.0.1", "error": null},
+        {"service": "db.example.com", "address": "240.240.0.2", "error": "no healthy upstream"}]});
+    assert_eq!(
+        found(allotted)[1..],
+        ["db.example.com has the allotted address 240.240.0.2 and is not reached by it: no healthy upstream"]
+    );
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The HTTP side of the admin interface, on the ports that users of ztunnel know: 15000 admin, 15020 metrics, 15021 readiness.
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, future::Future, io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header::CONTENT_TYPE};
@@ -25,6 +25,8 @@ pub trait Source: Send + Sync {
     fn pending(&self) -> Vec<String>;
     /// How the node is, as the admin socket tells it.
     fn status(&self) -> Value;
+    /// What the node's pods can reach of other networks, tried now.
+    fn reach(&self) -> Pin<Box<dyn Future<Output = Value> + Send + '_>>;
     /// Metrics in text form.
     fn metrics(&self) -> String;
     /// The whole state.
@@ -95,6 +97,9 @@ pub async fn serve(port: Port, address: SocketAddr, source: Arc<dyn Source>) -> 
                         if port == Port::Admin && request.uri().path() == "/debug/pprof/profile" {
                             return Ok::<_, Infallible>(profile(&request, source).await);
                         }
+                        if port == Port::Stats && request.uri().path() == "/reach" {
+                            return Ok(json(&source.reach().await));
+                        }
                         Ok(answer(port, &request, source.as_ref()))
                     }
                 });
@@ -138,7 +143,7 @@ fn answer(port: Port, request: &Request<Incoming>, source: &dyn Source) -> Respo
         }
         (Port::Admin, "/logging" | "/quitquitquit") => text(StatusCode::METHOD_NOT_ALLOWED, "use POST\n"),
         (Port::Admin, _) => text(StatusCode::NOT_FOUND, OFFERS),
-        (Port::Stats, _) => text(StatusCode::NOT_FOUND, "GET /metrics, /stats/prometheus or /status\n"),
+        (Port::Stats, _) => text(StatusCode::NOT_FOUND, "GET /metrics, /stats/prometheus, /status or /reach\n"),
         (Port::Readiness, _) => text(StatusCode::NOT_FOUND, "GET /healthz/ready\n"),
     }
 }

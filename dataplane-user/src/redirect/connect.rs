@@ -14,20 +14,19 @@ use super::sockets::{SocketKind, SocketSource};
 /// A delivery stays inside the pod and is answered in microseconds; one that is not, hit something else.
 const DELIVERY_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Connects `socket` to `destination`, bound to `source` first where one is given; the port is the kernel's choice.
+/// The same in every namespace.
+const LOOPBACK: &[u8] = b"lo";
+
+/// Connects `socket` to `destination`; the port is the kernel's choice.
 ///
 /// # Errors
-/// Those of `bind` and `connect`. `EADDRNOTAVAIL` means that every source port towards `destination` is in use.
-pub async fn connect_start(socket: OwnedFd, source: Option<IpAddr>, destination: SocketAddr) -> io::Result<TcpStream> {
-    connect_from(socket, source.map(|source| SocketAddr::new(source, 0)), destination).await
+/// Those of `connect`. `EADDRNOTAVAIL` means that every source port towards `destination` is in use.
+pub async fn connect_start(socket: OwnedFd, destination: SocketAddr) -> io::Result<TcpStream> {
+    stream_socket(socket).connect(destination).await
 }
 
-async fn connect_from(socket: OwnedFd, source: Option<SocketAddr>, destination: SocketAddr) -> io::Result<TcpStream> {
-    let socket = TcpSocket::from_std_stream(std::net::TcpStream::from(socket));
-    if let Some(source) = source {
-        socket.bind(source)?;
-    }
-    socket.connect(destination).await
+fn stream_socket(socket: OwnedFd) -> TcpSocket {
+    TcpSocket::from_std_stream(std::net::TcpStream::from(socket))
 }
 
 /// Connects to the application of `pod` at `destination`, which sees the address of `client`.
@@ -36,28 +35,39 @@ async fn connect_from(socket: OwnedFd, source: Option<SocketAddr>, destination: 
 /// connection never has the port of the client's own: both have the same two ends inside the pod, and its SYN would meet the
 /// client's connection instead of the application. See [`delivery_port`]. Where every port tried is taken, the kernel chooses.
 ///
+/// The delivered connection is bound to the loopback device, and the socket program binds the application's end: so a later
+/// connection in the clear with the same two ends meets neither. What the engine took in the clear is bound to the pod's device
+/// where the pod has only one, and does not meet deliveries. `own` are the pod's addresses; a client that has one of them is
+/// the pod itself.
+///
 /// # Errors
 /// Those of [`SocketSource::take`], `bind` and `connect`.
 pub async fn deliver(
     source: &SocketSource,
     pod: PodId,
+    own: &[IpAddr],
     client: SocketAddr,
     destination: SocketAddr,
 ) -> io::Result<TcpStream> {
+    // Towards an address of the pod the kernel names the pod's own device, whatever a socket is bound to.
+    let device = if own.contains(&client.ip()) { None } else { Some(LOOPBACK) };
     let known = (client.port() != 0).then(|| delivery_port(client.port()));
     let [first, second] = tunnelled_ports(TURN.fetch_add(1, Ordering::Relaxed));
+    let connect_from = async |port| {
+        let socket = stream_socket(source.take(pod, SocketKind::Delivery, client.ip().into()).await?);
+        socket.bind_device(device)?;
+        socket.bind(SocketAddr::new(client.ip(), port))?;
+        socket.connect(destination).await
+    };
     for port in [known.unwrap_or(first), second] {
-        let socket = source.take(pod, SocketKind::Delivery, client.ip().into()).await?;
-        let attempt = connect_from(socket, Some(SocketAddr::new(client.ip(), port)), destination);
-        match tokio::time::timeout(DELIVERY_PATIENCE, attempt).await {
+        match tokio::time::timeout(DELIVERY_PATIENCE, connect_from(port)).await {
             // The port is in use or in TIME_WAIT, or it is that of a connection in the clear of the same client.
             Ok(Err(error)) if matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable) => {}
             Err(_elapsed) => {}
             Ok(result) => return result,
         }
     }
-    let socket = source.take(pod, SocketKind::Delivery, client.ip().into()).await?;
-    connect_start(socket, Some(client.ip()), destination).await
+    connect_from(0).await
 }
 
 /// Counts the deliveries of tunnelled connections, which take their ports in turn.

@@ -88,7 +88,7 @@ pub(super) async fn check(args: &Check) -> Result<ExitCode, Ended> {
     let mut clusters = Vec::new();
     for Known { api, mut cluster } in known {
         if !args.precheck {
-            gather::reports(&api, &mut cluster).await;
+            gather::reports(&api, &mut cluster, !args.skip_probe).await;
         }
         clusters.push(cluster);
     }

@@ -209,3 +209,36 @@ fn a_pod_answers_to_its_own_name_only() {
         );
     }
 }
+
+#[test]
+fn one_route_into_each_other_network_is_tried() {
+    let model = model(MESH);
+    let routes = abroad(&model, &workload(&model, "client"));
+    let told: Vec<String> = routes.iter().map(|route| format!("{} {}", route.network, route.authority)).collect();
+    assert_eq!(told, ["net2 db.ns.svc.cluster.local:80"], "no service without identities or hidden from the client");
+    assert!(abroad(&model, &workload(&model, "far-1")).is_empty(), "the own network is none of them");
+}
+
+#[test]
+fn allotted_addresses_lead_somewhere_or_say_why_not() {
+    let mesh = r#"
+workloads:
+- {uid: client, name: client, namespace: ns, workloadIps: [10.0.0.1], protocol: HBONE, network: net1}
+- {uid: outside, name: outside, namespace: ns, workloadIps: [192.0.2.1], network: net1, services: {ns/api.example.com: {}}}
+services:
+- {name: api, namespace: ns, hostname: api.example.com, vips: [net1/240.240.0.1, "net1/2001:2::1"], ports: {443: 443}}
+- {name: gone, namespace: ns, hostname: gone.example.com, vips: [net1/240.240.0.2], ports: {443: 443}}
+- {name: other, namespace: ns, hostname: other.example.com, vips: [net2/240.240.0.3], ports: {443: 443}}
+- {name: wild, namespace: ns, hostname: "*.example.com", vips: [net1/240.240.0.4], ports: {443: 443}}
+- {name: near, namespace: ns, hostname: near.ns.svc.cluster.local, vips: [net1/10.96.0.1], ports: {80: 80}}
+- {name: private, namespace: other, hostname: private.example.com, vips: [net1/240.240.0.5], ports: {443: 443}, visibility: Namespace}
+"#;
+    let model = model(mesh);
+    let mut found = allotted(&model, &workload(&model, "client"), 9);
+    found.sort_by(|one, other| one.hostname.cmp(&other.hostname));
+    let names: Vec<&str> = found.iter().map(|one| &*one.hostname).collect();
+    assert_eq!(names, ["api.example.com", "gone.example.com"]);
+    assert_eq!(found[0].routed, Ok(()));
+    assert!(found[1].routed.as_ref().is_err_and(|why| why.contains("no healthy endpoint")), "{:?}", found[1]);
+    assert_eq!(allotted(&model, &workload(&model, "client"), 1).len(), 1);
+}

@@ -66,8 +66,10 @@ fn node(cluster: &Cluster, report: &NodeReport) -> Vec<Finding> {
         let finding = error(format!("DNS in {pod}: no answer for {name}: {why}"));
         findings.push(finding.why("names of the mesh have no address in the pods of this node").repair(logs.clone()));
     }
-    // What a single pod of the other side may have caused is no failure of the way there.
-    for one in list(said, "/entry_points").filter(|one| number(one, "/failures") > 0 && text(one, "/leg") != "backend")
+    let tried = |address: &str| list(&report.reached, "/entry_points").any(|one| text(one, "/address") == address);
+    // What a single pod of the other side may have caused is no failure of the way there. What was just tried, is known better.
+    for one in list(said, "/entry_points")
+        .filter(|one| number(one, "/failures") > 0 && text(one, "/leg") != "backend" && !tried(text(one, "/address")))
     {
         let (network, address, leg) = (text(one, "/network"), text(one, "/address"), text(one, "/leg"));
         let ago = number(one, "/failed_ago");
@@ -78,11 +80,42 @@ fn node(cluster: &Cluster, report: &NodeReport) -> Vec<Finding> {
         let legs = format!("kubectl --context {context} -n {namespace} logs {name} | grep 'leg={leg}'");
         findings.push(finding.why("connections of this node to that network fail, or take another way").repair(legs));
     }
+    findings.extend(reached(cluster, report, &place));
     for plane in list(said, "/control_planes").filter(|plane| plane["connected"] == false) {
         let what =
             format!("no connection to the control plane at {}: {}", text(plane, "/address"), text(plane, "/error"));
         let finding = error(what);
         findings.push(finding.why("this node does not hear of changes and renews no certificate").repair(logs.clone()));
+    }
+    findings
+}
+
+/// What pods of the node cannot reach of other networks, as the agent found by trying.
+fn reached(cluster: &Cluster, report: &NodeReport, place: &str) -> Vec<Finding> {
+    let (context, pod) = (&cluster.context, &report.pod);
+    let (namespace, name) = pod.split_once('/').unwrap_or_default();
+    let mut findings = Vec::new();
+    for one in list(&report.reached, "/entry_points").filter(|one| one["error"].is_string()) {
+        let (network, address, leg) = (text(one, "/network"), text(one, "/address"), text(one, "/leg"));
+        let what = format!(
+            "{} cannot be reached through the entry point {address} of {network}: {leg}: {}",
+            text(one, "/authority"),
+            text(one, "/error")
+        );
+        let legs = format!("kubectl --context {context} -n {namespace} logs {name} | grep 'leg={leg}'");
+        let finding = Finding::error("nodes", what, place);
+        findings.push(finding.why("connections of this node to that network fail, or take another way").repair(legs));
+    }
+    for one in list(&report.reached, "/allotted").filter(|one| one["error"].is_string()) {
+        let (service, address) = (text(one, "/service"), text(one, "/address"));
+        let what =
+            format!("{service} has the allotted address {address} and is not reached by it: {}", text(one, "/error"));
+        let host = format!("/usr/local/bin/causeway services {service} # its endpoints, as the node knows them");
+        let asked = format!("kubectl --context {context} -n {namespace} exec {name} -- {host}");
+        let finding = Finding::error("nodes", what, place);
+        findings.push(
+            finding.why("addresses of 240.0.0.0/4 exist in the mesh alone: nobody else answers there").repair(asked),
+        );
     }
     findings
 }

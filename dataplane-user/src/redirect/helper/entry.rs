@@ -284,7 +284,7 @@ fn furnish(there: &Link, mtu: Option<u32>, v6: bool, addresses: &[IpAddr]) -> Re
 
 /// Listeners of all workers on `port` of every address of the current namespace.
 pub(super) fn listeners(port: u16, workers: usize) -> Result<Vec<OwnedFd>, StepError> {
-    step(format!("opening listeners on node port {port}"), listen(port, workers, Choice::Named))
+    step(format!("opening listeners on node port {port}"), listen(port, workers, Choice::Named, None))
 }
 
 /// Removes the namespace of an instance and all that is in it; nothing there is fine.

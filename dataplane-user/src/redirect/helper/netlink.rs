@@ -129,7 +129,7 @@ impl Netlink {
     }
 
     /// Addresses of global scope on every device but loopback, in the order of the kernel.
-    pub(super) fn addresses(&self) -> io::Result<Vec<IpAddr>> {
+    pub(super) fn addresses(&self) -> io::Result<Vec<(u32, IpAddr)>> {
         let request = Request::new(RTM_GETADDR, FLAG_DUMP, &[0; 8]);
         let mut addresses = Vec::new();
         self.dump(request, RTM_NEWADDR, |body| addresses.extend(address_of(body)))?;
@@ -245,8 +245,8 @@ fn error_of(body: &[u8]) -> Option<io::Error> {
     }
 }
 
-/// The address in an `RTM_NEWADDR` body, if it is one a pod is reached by.
-fn address_of(body: &[u8]) -> Option<IpAddr> {
+/// Index of the device and address in an `RTM_NEWADDR` body, if it is one a pod is reached by.
+fn address_of(body: &[u8]) -> Option<(u32, IpAddr)> {
     const IFA_ADDRESS: u16 = 1;
     const IFA_LOCAL: u16 = 2;
     const SCOPE_GLOBAL: u8 = 0;
@@ -263,7 +263,7 @@ fn address_of(body: &[u8]) -> Option<IpAddr> {
             address = parse(value);
         }
     }
-    address
+    Some((index, address?))
 }
 
 pub(super) fn parse(value: &[u8]) -> Option<IpAddr> {

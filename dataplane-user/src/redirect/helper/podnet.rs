@@ -94,7 +94,9 @@ fn open_steps(workers: usize, choice: Choice, proc: &Path, saved: &mut Saved) ->
         saved.reflect6 = raise_sysctl(&proc.join(REFLECT6), 1)?;
     }
     let netlink = step("opening a netlink socket", Netlink::route())?;
-    let addresses = step("listing addresses", netlink.addresses())?;
+    let devices = step("listing addresses", netlink.addresses())?;
+    let only = devices.first().map(|(device, _)| *device).filter(|only| devices.iter().all(|(other, _)| other == only));
+    let addresses: Vec<IpAddr> = devices.into_iter().map(|(_, address)| address).collect();
     for family in [Family::V4, Family::V6] {
         let added = netlink.add_rule(family, DELIVERY_MARK, MARK_MASK).and_then(|()| netlink.add_local_route(family));
         let used = addresses.iter().any(|address| address.is_ipv6() == (family == Family::V6));
@@ -106,7 +108,10 @@ fn open_steps(workers: usize, choice: Choice, proc: &Path, saved: &mut Saved) ->
     let kinds = [OUTBOUND_PORT, PLAINTEXT_PORT, HBONE_PORT];
     let mut groups = Vec::with_capacity(kinds.len());
     for port in kinds {
-        groups.push(step(format!("opening listeners on port {port}"), listen(port, workers, choice))?.into_iter());
+        // What comes in by the pod's device is told from what is delivered over loopback between the same two ends.
+        let device = only.filter(|_| port == PLAINTEXT_PORT);
+        let group = listen(port, workers, choice, device);
+        groups.push(step(format!("opening listeners on port {port}"), group)?.into_iter());
     }
     let mut listeners = Vec::with_capacity(workers);
     let mut groups = groups.into_iter();
@@ -169,13 +174,13 @@ pub(super) enum Choice {
 }
 
 /// One listener for each worker on `port`, or on another.
-pub(super) fn listen(port: u16, workers: usize, choice: Choice) -> io::Result<Vec<OwnedFd>> {
+pub(super) fn listen(port: u16, workers: usize, choice: Choice, device: Option<u32>) -> io::Result<Vec<OwnedFd>> {
     let mut group: Vec<OwnedFd> = Vec::with_capacity(workers);
     let mut bound = if choice == Choice::Free { 0 } else { port };
     for index in 0..workers.max(1) {
-        let listener = match listener(bound) {
+        let listener = match listener(bound, device) {
             Err(error) if choice == Choice::Preferred && index == 0 && error.kind() == io::ErrorKind::AddrInUse => {
-                listener(0)?
+                listener(0, device)?
             }
             other => other?,
         };
@@ -194,7 +199,7 @@ pub(super) fn listen(port: u16, workers: usize, choice: Choice) -> io::Result<Ve
 }
 
 /// A non-blocking listener on every address of both families, or of IPv4 alone where the kernel has no IPv6.
-fn listener(port: u16) -> io::Result<OwnedFd> {
+fn listener(port: u16, device: Option<u32>) -> io::Result<OwnedFd> {
     let stream = libc::SOCK_STREAM | libc::SOCK_NONBLOCK;
     let (fd, v6) = match socket(libc::AF_INET6, stream, libc::IPPROTO_TCP) {
         Ok(fd) => (fd, true),
@@ -208,6 +213,9 @@ fn listener(port: u16) -> io::Result<OwnedFd> {
     set_option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_MARK, &UPSTREAM_MARK)?;
     if v6 {
         set_option(fd.as_fd(), libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, &0i32)?;
+    }
+    if let Some(device) = device {
+        set_option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX, &device)?;
     }
     bind_any(fd.as_fd(), v6, port)?;
     // SAFETY: no pointer is passed.
