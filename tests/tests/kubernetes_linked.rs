@@ -3,8 +3,10 @@
 
 use serde_json::Value;
 use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 use testkit::clusters::Clusters;
+use testkit::clusters::clients::{CLIENT as CLIENT_OUTSIDE, Clients};
 use testkit::clusters::deployed::SHOP;
 use testkit::clusters::linked::{CHECK, CLIENT, Cut, GATEWAYS, Linked, Outside, STRANGER, WEB, clusters_in};
 use testkit::{Capture, process};
@@ -128,6 +130,68 @@ fn a_gateway_that_ends_and_a_node_that_is_cut_off_are_passed_by() {
     let node = ["wait", "--for=condition=Ready", "node/c2n2", "--timeout=120s"];
     clusters.kubectl(2, &node).unwrap();
     linked.settle().unwrap();
+}
+
+/// A service at a port of the first cluster's nodes, whose pods are all in the second.
+const REAR: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: rear, namespace: shop, labels: {istio.io/global: 'true', causeway.dev/node-port: steer}}
+spec:
+  type: NodePort
+  selector: {app: db}
+  ports: [{name: http, port: 80, nodePort: 30091}]
+";
+/// Who of the clients outside may call its pods.
+const ONE_CLIENT: &str = "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: db, namespace: shop}
+spec:
+  selector: {matchLabels: {app: db}}
+  action: ALLOW
+  rules: [{from: [{source: {ipBlocks: [198.18.0.7/32]}}]}]
+";
+
+#[test]
+fn clients_at_a_node_port_of_one_cluster_are_known_by_their_addresses_in_the_other() {
+    testkit::needs_root!();
+    let clusters = Clusters::any().unwrap();
+    let linked = Linked::make(&clusters).unwrap();
+    let clients = Clients::of(&clusters).unwrap();
+    clusters.apply(1, REAR).unwrap();
+    clusters.apply(2, &REAR.replace("30091", "30092")).unwrap();
+    let at = |node: u8| SocketAddr::from(([172, 29, 1, node], 30091));
+    let answered = |client: &str, node| {
+        let answer = clients.ask_one(client, at(node)).unwrap();
+        answer.is_ok_and(|text| {
+            text.starts_with("cluster=cluster2 pod=db-") && text.ends_with(&format!(" client={client}"))
+        })
+    };
+    for node in [1, 2] {
+        process::until(Duration::from_secs(60), || answered(CLIENT_OUTSIDE, node)).unwrap_or_else(|error| {
+            panic!("{error}: {:?}\n{}", clients.ask_one(CLIENT_OUTSIDE, at(node)), linked.log_tails())
+        });
+    }
+    let hundred: Vec<IpAddr> = (1..=100).map(|number| Ipv4Addr::new(198, 18, 0, number).into()).collect();
+    let answers = clients.ask(&hundred, at(1)).unwrap();
+    let seen = hundred.iter().zip(&answers).filter(|(client, answer)| {
+        answer
+            .as_ref()
+            .is_ok_and(|text| text.contains("cluster=cluster2") && text.ends_with(&format!(" client={client}\n")))
+    });
+    let seen = seen.count();
+    println!("{seen} of 100 clients were seen by their own addresses in the other cluster");
+    assert_eq!(seen, 100, "{:?}\n{}", answers.iter().find(|one| one.is_err()), linked.log_tails());
+    let logs = || linked.deployed[1].logs().unwrap();
+    let named = |line: &str| line.contains("direction=inbound") && line.contains(" client=198.18.0.100:");
+    process::until(Duration::from_secs(10), || logs().lines().any(named)).unwrap_or_else(|_| panic!("{}", logs()));
+
+    clusters.apply(2, ONE_CLIENT).unwrap();
+    process::until(Duration::from_secs(30), || !answered("198.18.0.8", 1)).unwrap();
+    assert!(answered("198.18.0.7", 1), "the policy lets this address in\n{}", linked.log_tails());
+    let why = |line: &str| line.contains("198.18.0.8") && line.contains("leg=accept/policy");
+    process::until(Duration::from_secs(10), || logs().lines().any(why)).unwrap_or_else(|_| panic!("{}", logs()));
 }
 
 /// What a check says: whether all is well, and the finding that says `text`.

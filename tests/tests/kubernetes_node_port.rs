@@ -11,58 +11,34 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
+use testkit::clusters::clients::{CLIENT, Clients};
 use testkit::clusters::deployed::{Deployed, MESH, SHOP};
 use testkit::clusters::{Clusters, cluster, output};
-use testkit::{netns, outside, process};
+use testkit::{outside, process};
 
 /// An application that shows its client's address, and services of every kind in front of it.
 const YAML: &str = include_str!("kubernetes_common/node_port.yaml");
 /// The ports that are steered, those of health checks among them.
 const STEERED: [u16; 7] = [30080, 30081, 30082, 30083, 30084, 32081, 32083];
-/// A client outside, as any program of that namespace appears.
-const CLIENT: &str = "172.29.0.1";
-
-/// The namespace outside of all nodes, in which every address of 198.18.0.0/15 is ours while this lives.
-struct Clients(String);
-
-impl Clients {
-    fn new() -> Self {
-        let name = format!("{}-wan", output(cluster(&["tag"]).unwrap()).unwrap().trim());
-        netns::batch(Some(&name), &format!("route replace local {} dev lo\n", outside::CLIENTS4)).unwrap();
-        Self(name)
-    }
-
-    /// One question from each of these addresses.
-    fn ask(&self, clients: &[IpAddr], node: u8, port: u16) -> Vec<Result<String, String>> {
-        outside::ask_in(&self.0, clients, at(node, port), "/").unwrap()
-    }
-
-    /// The last line of the answer to one question.
-    fn ask_one(&self, node: u8, port: u16) -> Result<String, String> {
-        let answer = self.ask(&[CLIENT.parse().unwrap()], node, port).pop().unwrap()?;
-        Ok(answer.lines().last().unwrap_or_default().to_owned())
-    }
-
-    /// Asks again and again, 20 at a time, until told to stop.
-    fn keep_asking(&self, node: u8, port: u16, stop: Arc<AtomicBool>) -> JoinHandle<Asked> {
-        let name = self.0.clone();
-        std::thread::spawn(move || {
-            let (clients, mut asked) = (addresses(20), Asked::default());
-            while !stop.load(Ordering::Relaxed) {
-                let answers = outside::ask_in(&name, &clients, at(node, port), "/").unwrap();
-                for (client, answer) in clients.iter().zip(answers) {
-                    asked.made += 1;
-                    match answer {
-                        Ok(text) if text.ends_with(&format!(" {client}\n")) => {}
-                        Ok(text) if text.contains(" 200 ") => asked.hidden += 1,
-                        other => asked.failed.push(format!("{other:?}")),
-                    }
+/// Asks again and again, 20 at a time, until told to stop.
+fn keep_asking(clients: &Clients, to: SocketAddr, stop: Arc<AtomicBool>) -> JoinHandle<Asked> {
+    let name = clients.netns().to_owned();
+    std::thread::spawn(move || {
+        let (clients, mut asked) = (addresses(20), Asked::default());
+        while !stop.load(Ordering::Relaxed) {
+            let answers = outside::ask_in(&name, &clients, to, "/").unwrap();
+            for (client, answer) in clients.iter().zip(answers) {
+                asked.made += 1;
+                match answer {
+                    Ok(text) if text.ends_with(&format!(" {client}\n")) => {}
+                    Ok(text) if text.contains(" 200 ") => asked.hidden += 1,
+                    other => asked.failed.push(format!("{other:?}")),
                 }
-                std::thread::sleep(Duration::from_millis(20));
             }
-            asked
-        })
-    }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        asked
+    })
 }
 
 /// What became of connections.
@@ -85,14 +61,13 @@ impl Asked {
     }
 }
 
-impl Drop for Clients {
-    fn drop(&mut self) {
-        let _ = netns::batch(Some(&self.0), &format!("route del local {} dev lo\n", outside::CLIENTS4));
-    }
-}
-
 fn at(node: u8, port: u16) -> SocketAddr {
     SocketAddr::new(Ipv4Addr::new(172, 29, 1, node).into(), port)
+}
+
+/// The last line of the answer to one question.
+fn ask_one(clients: &Clients, node: u8, port: u16) -> Result<String, String> {
+    clients.ask_one(CLIENT, at(node, port)).unwrap()
 }
 
 fn addresses(count: u16) -> Vec<IpAddr> {
@@ -143,7 +118,7 @@ fn reached(clusters: &Clusters, causeway: &Deployed<'_>, clients: &Clients, list
     // At the pod of the node itself clients have their own addresses, also where nothing but the agent serves the port.
     let taken = kernel(causeway, "c1n1", "entry_opened");
     let thousand = addresses(1000);
-    let answers = clients.ask(&thousand, 1, 30081);
+    let answers = clients.ask(&thousand, at(1, 30081)).unwrap();
     let failed: Vec<&String> = answers.iter().filter_map(|answer| answer.as_ref().err()).collect();
     assert!(failed.is_empty(), "{} of 1000 failed: {:?}", failed.len(), failed.first());
     for (client, answer) in thousand.iter().zip(&answers) {
@@ -155,20 +130,20 @@ fn reached(clusters: &Clusters, causeway: &Deployed<'_>, clients: &Clients, list
     // Either node reaches the pods of both, and the pod of the other node alone; the entry is believed about its clients.
     for node in [1, 2] {
         for port in [30080, 30084] {
-            let seen: BTreeSet<String> = (0..20).map(|_| clients.ask_one(node, port).unwrap()).collect();
+            let seen: BTreeSet<String> = (0..20).map(|_| ask_one(clients, node, port).unwrap()).collect();
             assert_eq!(seen, BTreeSet::from([1, 2].map(|n| format!("c1n{n} {CLIENT}"))), "node {node}, port {port}");
         }
-        assert_eq!(clients.ask_one(node, 30082).unwrap(), format!("c1n2 {CLIENT}"), "node {node}");
+        assert_eq!(ask_one(clients, node, 30082).unwrap(), format!("c1n2 {CLIENT}"), "node {node}");
     }
 
     // Local means local, and load balancers are told.
-    assert_eq!(clients.ask_one(2, 30083).unwrap(), format!("c1n2 {CLIENT}"));
-    let refused = clients.ask_one(1, 30083).unwrap_err();
+    assert_eq!(ask_one(clients, 2, 30083).unwrap(), format!("c1n2 {CLIENT}"));
+    let refused = ask_one(clients, 1, 30083).unwrap_err();
     assert!(refused.contains("ConnectionReset"), "{refused}");
     for (node, port, code, endpoints) in
         [(1, 32081, 200, 1), (2, 32081, 200, 1), (1, 32083, 503, 0), (2, 32083, 200, 1)]
     {
-        let answer = clients.ask(&[CLIENT.parse().unwrap()], node, port).pop().unwrap().unwrap();
+        let answer = clients.ask(&[CLIENT.parse().unwrap()], at(node, port)).unwrap().pop().unwrap().unwrap();
         let wanted = [format!("HTTP/1.0 {code}"), format!("\"localEndpoints\": {endpoints}")];
         assert!(wanted.iter().all(|part| answer.contains(part)), "node {node}, port {port}: {answer}");
     }
@@ -189,8 +164,8 @@ fn reached(clusters: &Clusters, causeway: &Deployed<'_>, clients: &Clients, list
     process::until(Duration::from_secs(10), || kernel(causeway, "c1n2", "entry_dialled") >= dialled + 3).unwrap();
 
     // What nobody asks for, and what cannot be had, stays with kube-proxy; the second is told why.
-    assert!(clients.ask_one(1, 30085).unwrap().starts_with("c1n"));
-    assert!(clients.ask_one(1, 30086).unwrap().starts_with("c1n"));
+    assert!(ask_one(clients, 1, 30085).unwrap().starts_with("c1n"));
+    assert!(ask_one(clients, 1, 30086).unwrap().starts_with("c1n"));
     let about = "--field-selector=involvedObject.name=sticky,reason=NodePortNotSteered";
     let events = || clusters.kubectl(1, &["-n", SHOP, "get", "events", about, "-o", "jsonpath={.items[*].message}"]);
     clusters.until("an event", || events().unwrap().contains("set sessionAffinity: None")).unwrap();
@@ -200,7 +175,7 @@ fn reached(clusters: &Clusters, causeway: &Deployed<'_>, clients: &Clients, list
 fn given_back(clusters: &Clusters, mut causeway: Deployed<'_>, clients: &Clients) {
     let under_load = |what: &str, change: &mut dyn FnMut()| {
         let stop = Arc::new(AtomicBool::new(false));
-        let asking = clients.keep_asking(1, 30080, stop.clone());
+        let asking = keep_asking(clients, at(1, 30080), stop.clone());
         std::thread::sleep(Duration::from_secs(2));
         change();
         std::thread::sleep(Duration::from_secs(2));
@@ -227,7 +202,7 @@ fn given_back(clusters: &Clusters, mut causeway: Deployed<'_>, clients: &Clients
     label("causeway.dev/node-port-");
     wait_ports(&causeway, &without);
     let taken = kernel(&causeway, "c1n1", "entry_opened");
-    assert!(clients.ask_one(1, 30080).unwrap().starts_with("c1n"), "kube-proxy serves");
+    assert!(ask_one(clients, 1, 30080).unwrap().starts_with("c1n"), "kube-proxy serves");
     assert_eq!(kernel(&causeway, "c1n1", "entry_opened"), taken);
     label("causeway.dev/node-port=steer");
     wait_ports(&causeway, &STEERED);
@@ -249,7 +224,7 @@ fn given_back(clusters: &Clusters, mut causeway: Deployed<'_>, clients: &Clients
         assert_eq!(there(node).trim(), "", "{node}");
     }
     for port in [30080, 30081, 30082] {
-        assert!(clients.ask_one(2, port).unwrap().starts_with("c1n"), "kube-proxy serves port {port}");
+        assert!(ask_one(clients, 2, port).unwrap().starts_with("c1n"), "kube-proxy serves port {port}");
     }
 }
 
@@ -264,7 +239,7 @@ fn outsiders(clusters: &Clusters) -> Namespace<'_> {
 fn node_ports_are_steered_and_given_back_beside_kube_proxy_with_iptables() {
     testkit::needs_root!();
     let clusters = Clusters::any().unwrap();
-    let clients = Clients::new();
+    let clients = Clients::of(&clusters).unwrap();
     let causeway = stage(&clusters);
     let _outside = outsiders(&clusters);
     reached(&clusters, &causeway, &clients, "iptables-save -t nat");
@@ -275,7 +250,7 @@ fn node_ports_are_steered_and_given_back_beside_kube_proxy_with_iptables() {
 fn node_ports_are_steered_and_given_back_beside_kube_proxy_with_nftables() {
     testkit::needs_root!();
     let clusters = Clusters::with_proxy("nftables").unwrap();
-    let clients = Clients::new();
+    let clients = Clients::of(&clusters).unwrap();
     let causeway = stage(&clusters);
     let _outside = outsiders(&clusters);
     reached(&clusters, &causeway, &clients, "nft list table ip kube-proxy");
@@ -287,17 +262,17 @@ fn node_ports_are_steered_and_given_back_beside_kube_proxy_with_nftables() {
 fn node_ports_of_an_agent_that_is_replaced_are_never_passed_and_are_back_with_the_next() {
     testkit::needs_root!();
     let clusters = Clusters::any().unwrap();
-    let clients = Clients::new();
+    let clients = Clients::of(&clusters).unwrap();
     let causeway = stage(&clusters);
-    assert_eq!(clients.ask_one(1, 30082).unwrap(), format!("c1n2 {CLIENT}"));
+    assert_eq!(ask_one(&clients, 1, 30082).unwrap(), format!("c1n2 {CLIENT}"));
     clusters.kubectl(1, &["-n", MESH, "rollout", "restart", "daemonset/causeway"]).unwrap();
     let stop = Arc::new(AtomicBool::new(false));
-    let asking = clients.keep_asking(1, 30080, stop.clone());
+    let asking = keep_asking(&clients, at(1, 30080), stop.clone());
     clusters.kubectl(1, &["-n", MESH, "rollout", "status", "daemonset/causeway", "--timeout=120s"]).unwrap();
     wait_ports(&causeway, &STEERED);
     stop.store(true, Ordering::Relaxed);
     let asked = asking.join().unwrap();
     asked.print("agent replaced");
     assert_eq!(asked.hidden, 0, "a steered port is never kube-proxy's");
-    assert_eq!(clients.ask_one(1, 30082).unwrap(), format!("c1n2 {CLIENT}"));
+    assert_eq!(ask_one(&clients, 1, 30082).unwrap(), format!("c1n2 {CLIENT}"));
 }

@@ -1,6 +1,7 @@
 //! Real Kubernetes clusters, as `cargo xtask cluster` makes them. The suites of the tier share two of them; whoever started
 //! the tier takes them down.
 
+pub mod clients;
 pub mod deployed;
 pub mod linked;
 
