@@ -8,7 +8,7 @@ use std::time::Duration;
 use testkit::clusters::Clusters;
 use testkit::clusters::clients::{CLIENT as CLIENT_OUTSIDE, Clients};
 use testkit::clusters::deployed::SHOP;
-use testkit::clusters::linked::{CHECK, CLIENT, Cut, GATEWAYS, Linked, Outside, STRANGER, WEB, clusters_in};
+use testkit::clusters::linked::{CHECK, CLIENT, Cut, EXPOSE, GATEWAYS, Linked, Outside, STRANGER, WEB, clusters_in};
 use testkit::{Capture, process};
 
 /// A pod of the second cluster, which the first one has none of.
@@ -93,6 +93,29 @@ fn a_shared_service_is_answered_by_both_clusters_and_callers_are_known_by_their_
     process::until(Duration::from_secs(60), alone).unwrap();
     label("=true");
     linked.settle().unwrap();
+    istiod_is_passed_on(&clusters);
+}
+
+/// The second cluster's istiod proves itself to whoever asks for it at the gateway, and nobody else is there.
+fn istiod_is_passed_on(clusters: &Clusters) {
+    clusters.shell(&format!("{EXPOSE} --istiod")).unwrap();
+    let path = "{.spec.ports[?(@.port==15012)].nodePort}";
+    let port = clusters.field(2, GATEWAYS, "service/causeway-gateway", path).unwrap();
+    let root = clusters.field(2, GATEWAYS, "configmap/istio-ca-root-cert", r"{.data.root-cert\.pem}").unwrap();
+    let line = |name: &str| {
+        format!(
+            "root=$(mktemp); printf '%s' '{root}' > $root; openssl s_client -connect 172.29.2.1:{port} -servername {name} \
+             -verify_hostname {name} -verify_return_error -CAfile $root -brief < /dev/null 2>&1; rm $root"
+        )
+    };
+    let asked =
+        |name: &str| clusters.exec("wan", &["bash", "-c", &line(name)]).unwrap_or_else(|error| error.to_string());
+    let istiod = "istiod.istio-system.svc";
+    // The gateways' pods hear of their changed model within a minute or so.
+    process::until(Duration::from_secs(150), || asked(istiod).contains("Verification: OK"))
+        .unwrap_or_else(|error| panic!("{error}: {}", asked(istiod)));
+    let other = asked("kubernetes.default.svc");
+    assert!(!other.contains("CONNECTION ESTABLISHED"), "{other}");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use super::{node::Failure, worker::Shared};
 use crate::{
-    identity::{CertificateSource, CertificateStore},
+    identity::{CertificateSource, CertificateStore, IdentityError, TrustBundle},
     istio::{ca::IstioCa, ca_settings, xds_settings::Environment},
     state::{Model, NodeConfig, Protocol, Workload},
 };
@@ -56,4 +56,13 @@ fn need(store: &CertificateStore, model: &Model) {
     let workloads = model.workloads().filter(own).map(|workload| workload.identity.clone()).chain(enrolled);
     let gateway = model.node.gateway.iter().map(|role| role.identity.clone());
     store.need(workloads.chain(gateway));
+}
+
+/// The roots of every trust domain this node accepts besides its own.
+pub(super) fn trust(model: &Model) -> Result<TrustBundle, IdentityError> {
+    let mut bundle = TrustBundle::new();
+    for domain in model.node.trust.iter().flat_map(|network| &network.domains) {
+        bundle.add_file(&domain.name, &domain.roots)?;
+    }
+    Ok(bundle)
 }

@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     dns::Reserved,
-    identity::{IdentityError, TrustBundle},
+    gateway::Passthroughs,
     istio::xds_settings::Environment,
     kube::exports,
     observe::{access_log::AccessLog, admin, connections::Connections, counters::Counters, http, traffic::Traffic},
@@ -166,6 +166,8 @@ pub(super) struct Node {
     pub(super) shared: Arc<Shared>,
     workers: Vec<worker::Handle>,
     gateway: Vec<SocketAddr>,
+    /// What the gateway passes on unread.
+    passthrough: Passthroughs,
     pub(super) place: Place,
     /// Since when.
     pub(super) since: Instant,
@@ -189,7 +191,7 @@ impl Node {
         let defaults = args.pods.entry(settings.defaults, environment)?;
         let drain_time = args.drain.map_or(settings.drain, Duration::from_secs);
         let credentials = certificates::open(&model.node, environment)?;
-        credentials.set_trust(trust(&model)?)?;
+        credentials.set_trust(certificates::trust(&model)?)?;
         let counters = Arc::new(Counters::default());
         let channels = match &mut helper {
             Some(helper) => helper.take_channels(),
@@ -249,6 +251,7 @@ impl Node {
             shared,
             workers: handles,
             gateway: Vec::new(),
+            passthrough: Passthroughs::default(),
             place: Place::default(),
             since: Instant::now(),
             defaults,
@@ -390,7 +393,7 @@ impl Node {
             Some(kernel) => kernel.enrolments.redirector.set_exclusions(&kernel::exclusions(&model))?,
             None => kernel::can_do_without(&model.node)?,
         }
-        self.shared.credentials.set_trust(trust(&model)?)?;
+        self.shared.credentials.set_trust(certificates::trust(&model)?)?;
         self.shared.log.configure(&model.node);
         self.filed = model.node.enrol.clone();
         if self.pods.is_some() {
@@ -415,7 +418,8 @@ impl Node {
             info!("gateway listens on {address}");
             self.gateway.push(address);
         }
-        Ok(())
+        let passed = model.node.gateway.as_ref().map(|role| &role.passthrough[..]).unwrap_or_default();
+        Ok(self.passthrough.apply(passed, &self.shared.log)?)
     }
 
     /// Lets open connections end, within bounds, then stops the workers. Kernel state stays pinned: it keeps the pods
@@ -434,13 +438,4 @@ impl Node {
         }
         self.kernel.map(|kernel| kernel.enrolments.redirector)
     }
-}
-
-/// The roots of every trust domain this node accepts besides its own.
-fn trust(model: &Model) -> Result<TrustBundle, IdentityError> {
-    let mut bundle = TrustBundle::new();
-    for domain in model.node.trust.iter().flat_map(|network| &network.domains) {
-        bundle.add_file(&domain.name, &domain.roots)?;
-    }
-    Ok(bundle)
 }

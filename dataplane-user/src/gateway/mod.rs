@@ -4,6 +4,7 @@
 //! they carry TLS: whatever goes wrong here, no plaintext leaves and nothing but the mesh is reachable.
 
 mod load;
+mod passthrough;
 
 use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
 
@@ -11,7 +12,10 @@ use http::HeaderMap;
 use rustls::server::UnbufferedServerConnection;
 use tokio::{net::TcpStream, sync::watch, time::timeout};
 
-pub use self::load::{Load, Slot};
+pub use self::{
+    load::{Load, Slot},
+    passthrough::Passthroughs,
+};
 use crate::{
     decide::{self, GatewayTarget, SourceKind},
     hbone::{Authority, Baggage, Cause, ConnError, Forwarded, Leg, Span, TraceParent, Walk, advice, header},

@@ -32,6 +32,8 @@ pub struct Exposure {
     pub node_port: bool,
     /// Services that others may reach, as `namespace/hostname`; `global` are those that clusters share.
     pub exports: Vec<String>,
+    /// Others may reach istiod, too.
+    pub pass_istiod: bool,
 }
 
 impl Exposure {
@@ -56,6 +58,7 @@ impl Exposure {
             replicas: 2,
             node_port,
             exports: vec![SHARED.to_owned()],
+            pass_istiod: false,
         })
     }
 
@@ -121,8 +124,15 @@ impl Exposure {
     }
 
     fn model(&self) -> Value {
+        let mut role = json!({"listen": [format!("[::]:{}", names::HBONE_PORT)], "identity": self.identity()});
+        if self.pass_istiod {
+            let host = format!("{}.{}.svc", self.istiod, self.istio_namespace);
+            let way = json!({"listen": format!("[::]:{}", names::ISTIOD_PORT), "to": format!("{host}:{}", names::ISTIOD_PORT),
+                "hosts": [host, format!("{host}.cluster.local")]});
+            merge(&mut role, "passthrough", &json!([way]));
+        }
         let model = json!({"causeway": {
-            "gateway": {"listen": [format!("[::]:{}", names::HBONE_PORT)], "identity": self.identity()},
+            "gateway": role,
             "exports": self.exports,
             // Where it is, the environment says.
             "controlPlane": {},
@@ -132,9 +142,12 @@ impl Exposure {
     }
 
     fn service(&self) -> Value {
-        let ports: Vec<Value> = [("status-port", names::READY_PORT), ("hbone", names::HBONE_PORT)]
+        let mut ports = vec![("status-port", names::READY_PORT), ("hbone", names::HBONE_PORT)];
+        ports.extend(self.pass_istiod.then_some(("tls-istiod", names::ISTIOD_PORT)));
+        let ports: Vec<Value> = ports
+            .into_iter()
             .map(|(name, port)| json!({"name": name, "port": port, "targetPort": port, "protocol": "TCP"}))
-            .into();
+            .collect();
         let mut metadata = self.metadata();
         merge(&mut metadata, "annotations", &json!({"networking.istio.io/traffic-distribution": "PreferClose"}));
         let mut spec = json!({
@@ -179,7 +192,7 @@ impl Exposure {
 
     fn pod(&self, image: &str) -> Value {
         let field = |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
-        let istiod = format!("{}.{}.svc:15012", self.istiod, self.istio_namespace);
+        let istiod = format!("{}.{}.svc:{}", self.istiod, self.istio_namespace, names::ISTIOD_PORT);
         let env: Vec<Value> = [
             ("CLUSTER_ID", self.cluster.as_str()),
             ("NETWORK", &self.network),

@@ -42,3 +42,5 @@ pub const ISTIO_NAMESPACE: &str = "istio-system";
 pub const HBONE_PORT: u16 = 15008;
 /// Where a gateway says that it is ready.
 pub const READY_PORT: u16 = 15021;
+/// The port of istiod, and that of a gateway behind which it is.
+pub const ISTIOD_PORT: u16 = 15012;

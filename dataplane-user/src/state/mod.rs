@@ -31,7 +31,7 @@ pub use intern::Intern;
 pub use model::{Endpoint, Gateway, Model};
 pub use node::{
     ControlPlane, Enrolment, Exclusions, ExistingConnections, Exports, GatewayAddress, GatewayEntry, GatewayRole,
-    NetworkTrust, NodeConfig, PlaintextToMesh, SourceMatch, TrustedDomain,
+    NetworkTrust, NodeConfig, Passthrough, PlaintextToMesh, SourceMatch, TrustedDomain,
 };
 pub use node_port::{Entry, NodePort, NodePortTarget, TrustedEntries};
 pub use policy::{Action, Match, Policy, PolicyScope, ServiceAccountMatch, StringMatch};

@@ -145,6 +145,19 @@ pub struct GatewayRole {
     pub identity: SpiffeId,
     /// Who is believed about being a waypoint or a gateway.
     pub trusted_sources: Vec<SourceMatch>,
+    /// TLS connections that it passes on unread.
+    pub passthrough: Vec<Passthrough>,
+}
+
+/// TLS connections that a gateway passes on by the name they ask for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Passthrough {
+    /// Where they come in.
+    pub listen: SocketAddr,
+    /// Names that are passed on.
+    pub hosts: Vec<String>,
+    /// Where they go.
+    pub to: GatewayAddress,
 }
 
 /// Services that the gateway role may forward to.

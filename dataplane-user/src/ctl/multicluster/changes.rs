@@ -43,6 +43,7 @@ pub(super) async fn expose(args: &Expose) -> Result<ExitCode, Ended> {
                 if !args.exports.is_empty() {
                     exposure.exports.clone_from(&args.exports);
                 }
+                exposure.pass_istiod = args.istiod;
                 let deleted = exposure.removed(cluster);
                 changes.push(Change { context: cluster.context.clone(), applied: exposure.objects(), deleted });
             }

@@ -76,6 +76,9 @@ struct Expose {
     /// Services that others may reach, as namespace/hostname; those labelled istio.io/global=true, now and later, if absent.
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     exports: Vec<String>,
+    /// Pass TLS connections at port 15012 on to istiod, for proxies of other clusters that this cluster's istiod serves.
+    #[arg(long)]
+    istiod: bool,
     /// Change nothing: print the objects.
     #[arg(long)]
     generate: bool,

@@ -12,7 +12,7 @@ use super::{Problems, TRUST_DOMAIN, raw_node as raw};
 use crate::identity::{CertificateFiles, CertificateSource, SpiffeId, StoreConfig};
 use crate::state::{
     ControlPlane, Enrolment, Exclusions, ExistingConnections, Exports, GatewayEntry, GatewayRole, NetworkTrust,
-    NodeConfig, PlaintextToMesh, SourceMatch, TrustedDomain, normal_host,
+    NodeConfig, Passthrough, PlaintextToMesh, SourceMatch, TrustedDomain, normal_host,
 };
 
 /// Life of leaf certificates without a setting, as in Istio.
@@ -270,7 +270,19 @@ fn gateway_role(
             trusted_sources.extend(identity(text, &place, problems).map(SourceMatch::Exact));
         }
     }
-    Some(GatewayRole { listen, identity: id, trusted_sources })
+    let place = place.key("passthrough");
+    let ways = raw.passthrough.iter().enumerate();
+    let passthrough = ways.filter_map(|(index, way)| passthrough(way, &place.index(index), problems)).collect();
+    Some(GatewayRole { listen, identity: id, trusted_sources, passthrough })
+}
+
+fn passthrough(raw: &raw::Passthrough, place: &Place, problems: &mut Problems) -> Option<Passthrough> {
+    if raw.hosts.is_empty() {
+        problems.add(&place.key("hosts"), "is empty", "name what may be asked for, as istiod.istio-system.svc");
+    }
+    let listen = socket(&raw.listen, &place.key("listen"), problems);
+    let to = gateway_address(&raw.to, &place.key("to"), problems);
+    Some(Passthrough { listen: listen?, hosts: raw.hosts.iter().map(|host| normal_host(host)).collect(), to: to? })
 }
 
 fn exports(raw: &[String], place: &Place, problems: &mut Problems) -> Exports {

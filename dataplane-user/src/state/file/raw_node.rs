@@ -239,6 +239,20 @@ pub(super) struct GatewayRole {
     /// Identities believed about being a waypoint or gateway: an identity, a prefix ending in "*", or "any".
     #[serde(default)]
     pub(super) trusted_sources: Vec<String>,
+    /// TLS connections that are passed on unread, by the name they ask for.
+    #[serde(default)]
+    pub(super) passthrough: Vec<Passthrough>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Passthrough {
+    /// "ip:port" to listen on.
+    pub(super) listen: String,
+    /// Names that are passed on, as istiod.istio-system.svc; connections that ask for others are closed.
+    pub(super) hosts: Vec<String>,
+    /// "ip:port" or "host:port" that they are passed on to.
+    pub(super) to: String,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
