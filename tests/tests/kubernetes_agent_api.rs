@@ -68,6 +68,7 @@ fn the_agent_has_the_listed_rights_alone_and_writes_to_pods_of_its_node_alone() 
     let everywhere = [
         "pods [] [] [list watch]",
         "namespaces [] [] [list watch]",
+        "services [] [] [list watch]",
         "pods/status [] [] [patch]",
         "events.events.k8s.io [] [] [create patch]",
     ];
