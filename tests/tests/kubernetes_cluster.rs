@@ -103,10 +103,12 @@ fn pods_of_two_clusters_have_the_same_addresses_and_reach_their_own_services() {
         for pod in &pods {
             // By name: the pod's resolver asks CoreDNS through kube-proxy, the service is translated by kube-proxy.
             let url = "http://web.plain.svc.cluster.local/";
+            let pod = format!("plain/{pod}");
+            let ask = || clusters.in_pod(number, &pod, &["curl", "--silent", "--max-time", "5", url]);
+            // A pod is ready before every node's kube-proxy has heard of it.
+            clusters.until("a first answer", || ask().is_ok()).unwrap();
             for _ in 0..20 {
-                let pod = format!("plain/{pod}");
-                let answer = clusters.in_pod(number, &pod, &["curl", "--silent", "--max-time", "5", url]).unwrap();
-                answers.insert(answer.trim().to_owned());
+                answers.insert(ask().unwrap().trim().to_owned());
             }
         }
         let expected = [1, 2].map(|node| format!("cluster{number} c{number}n{node}"));
