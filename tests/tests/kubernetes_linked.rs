@@ -8,22 +8,13 @@ use std::time::Duration;
 use testkit::clusters::Clusters;
 use testkit::clusters::clients::{CLIENT as CLIENT_OUTSIDE, Clients};
 use testkit::clusters::deployed::SHOP;
-use testkit::clusters::linked::{CHECK, CLIENT, Cut, EXPOSE, GATEWAYS, Linked, Outside, STRANGER, WEB, clusters_in};
+use testkit::clusters::linked::{
+    CHECK, CLIENT, CLIENT_IDENTITY, Cut, EXPOSE, GATEWAYS, Linked, Outside, STRANGER, WEB, clusters_in, db_policy,
+};
 use testkit::{Capture, process};
 
 /// A pod of the second cluster, which the first one has none of.
 const DB: &str = "http://db-1.db.shop.svc.cluster.local/";
-/// Who may call the pods of the second cluster.
-const POLICY: &str = "
-apiVersion: security.istio.io/v1
-kind: AuthorizationPolicy
-metadata: {name: db, namespace: shop}
-spec:
-  selector: {matchLabels: {app: db}}
-  action: ALLOW
-  rules: [{from: [{source: {principals: [cluster.local/ns/shop/sa/client]}}]}]
-";
-
 #[test]
 fn a_shared_service_is_answered_by_both_clusters_and_callers_are_known_by_their_identity() {
     testkit::needs_root!();
@@ -63,7 +54,7 @@ fn a_shared_service_is_answered_by_both_clusters_and_callers_are_known_by_their_
     // A pod of the other cluster by its own name, and who may call it.
     let answers = linked.answers(1, CLIENT, DB, 5).unwrap();
     assert_eq!(answers.keys().collect::<Vec<_>>(), ["cluster2/db-1"], "{}", linked.log_tails());
-    clusters.apply(2, POLICY).unwrap();
+    clusters.apply(2, &db_policy(CLIENT_IDENTITY)).unwrap();
     let refused = || linked.answers(1, STRANGER, DB, 3).unwrap().keys().eq([""]);
     process::until(Duration::from_secs(30), refused).unwrap();
     let answers = linked.answers(1, CLIENT, DB, 5).unwrap();
@@ -165,17 +156,6 @@ spec:
   selector: {app: db}
   ports: [{name: http, port: 80, nodePort: 30091}]
 ";
-/// Who of the clients outside may call its pods.
-const ONE_CLIENT: &str = "
-apiVersion: security.istio.io/v1
-kind: AuthorizationPolicy
-metadata: {name: db, namespace: shop}
-spec:
-  selector: {matchLabels: {app: db}}
-  action: ALLOW
-  rules: [{from: [{source: {ipBlocks: [198.18.0.7/32]}}]}]
-";
-
 #[test]
 fn clients_at_a_node_port_of_one_cluster_are_known_by_their_addresses_in_the_other() {
     testkit::needs_root!();
@@ -210,7 +190,7 @@ fn clients_at_a_node_port_of_one_cluster_are_known_by_their_addresses_in_the_oth
     let named = |line: &str| line.contains("direction=inbound") && line.contains(" client=198.18.0.100:");
     process::until(Duration::from_secs(10), || logs().lines().any(named)).unwrap_or_else(|_| panic!("{}", logs()));
 
-    clusters.apply(2, ONE_CLIENT).unwrap();
+    clusters.apply(2, &db_policy("{ipBlocks: [198.18.0.7/32]}")).unwrap();
     process::until(Duration::from_secs(30), || !answered("198.18.0.8", 1)).unwrap();
     assert!(answered("198.18.0.7", 1), "the policy lets this address in\n{}", linked.log_tails());
     let why = |line: &str| line.contains("198.18.0.8") && line.contains("leg=accept/policy");

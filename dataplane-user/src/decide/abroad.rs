@@ -25,13 +25,19 @@ pub fn abroad(model: &Model, source: &Workload) -> Vec<NestedRoute> {
     let mut routes: Vec<NestedRoute> = Vec::new();
     for service in model.services().filter(|service| service.visible_to(&source.namespace)) {
         let Some(port) = service.ports.keys().next().copied() else { continue };
+        let new =
+            |network: &Arc<str>| *network != source.network && routes.iter().all(|route| route.network != *network);
+        // Most services of a large mesh add nothing, and are passed over without a list of their endpoints.
+        if !model.endpoints(service).iter().any(|endpoint| new(&endpoint.workload.network)) {
+            continue;
+        }
         let wanted = Wanted { service, port, asked: None, other_networks: true, names: false, waypoint: false };
         let endpoints = eligible(model, &vantage, &wanted).unwrap_or_default();
-        for endpoint in endpoints.iter().filter(|endpoint| endpoint.workload.network != source.network) {
-            if routes.iter().any(|route| route.network == endpoint.workload.network) {
-                continue;
+        for endpoint in &endpoints {
+            let network = &endpoint.workload.network;
+            if *network != source.network && routes.iter().all(|route| route.network != *network) {
+                routes.extend(nested::route(model, &endpoint.workload, service, port, None));
             }
-            routes.extend(nested::route(model, &endpoint.workload, service, port, None));
         }
     }
     routes

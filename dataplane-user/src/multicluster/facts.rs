@@ -61,8 +61,8 @@ pub struct NodeReport {
     pub pod: String,
     /// Its status, or why it did not say.
     pub said: Result<Value, String>,
-    /// What its pods can reach of other networks, tried just now; nothing where it was not asked or did not say.
-    pub reached: Value,
+    /// What its pods can reach of other networks, tried just now, or why it did not say; nothing where it was not asked.
+    pub reached: Result<Value, String>,
 }
 
 /// Why a kind could not be read.

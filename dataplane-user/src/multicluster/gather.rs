@@ -25,16 +25,17 @@ pub async fn reports(api: &Api, cluster: &mut Cluster, reach: bool) {
             .map(|(pod, node)| {
                 let (api, pod, node) = (api.clone(), pod.clone(), node.clone());
                 tokio::spawn(async move {
+                    let ask =
+                        async |path, patience| match tokio::time::timeout(patience, api.ask(&pod, STATS_PORT, path))
+                            .await
+                        {
+                            Ok(said) => said.map_err(|failure| failure.to_string()),
+                            Err(_) => Err(format!("no answer within {} s", patience.as_secs())),
+                        };
                     // First, so that what is found is in the status, too.
-                    let reached = match reach {
-                        true => tokio::time::timeout(TRYING, api.ask(&pod, STATS_PORT, "reach")).await,
-                        false => Ok(Ok(Value::Null)),
-                    };
-                    let said = match tokio::time::timeout(PATIENCE, api.ask(&pod, STATS_PORT, "status")).await {
-                        Ok(said) => said.map_err(|failure| failure.to_string()),
-                        Err(_) => Err(format!("no answer within {} s", PATIENCE.as_secs())),
-                    };
-                    NodeReport { node, pod, said, reached: reached.ok().and_then(Result::ok).unwrap_or_default() }
+                    let reached = if reach { ask("reach", TRYING).await } else { Ok(Value::Null) };
+                    let said = ask("status", PATIENCE).await;
+                    NodeReport { node, pod, said, reached }
                 })
             })
             .collect();

@@ -139,7 +139,7 @@ fn what_agents_say_of_themselves_is_found() {
         node: "n1".to_owned(),
         pod: "istio-system/causeway-x".to_owned(),
         said,
-        reached: Value::Null,
+        reached: Ok(Value::Null),
     };
     let well = json!({"trouble": null, "model_error": null, "pods": [{"uid": "a", "state": "Enrolled"}],
         "control_planes": [{"address": "https://istiod:15012", "connected": true}],
@@ -191,7 +191,7 @@ fn what_agents_say_of_themselves_is_found() {
 fn what_nodes_cannot_reach_is_found() {
     let said = json!({"entry_points": [{"network": "network2", "address": "192.0.2.2:15008", "failures": 3,
         "failed_ago": 7, "leg": "outer-tcp", "error": "silence"}]});
-    let found = |reached: Value| {
+    let found_by = |reached: Result<Value, String>| {
         let mut one = cluster(1);
         let (node, pod) = ("n1".to_owned(), "istio-system/causeway-x".to_owned());
         one.reports.push(NodeReport { node, pod, said: Ok(said.clone()), reached });
@@ -199,8 +199,11 @@ fn what_nodes_cannot_reach_is_found() {
         let (_, findings) = results.into_iter().find(|(check, _)| check.name == "nodes").unwrap();
         findings.into_iter().map(|finding| finding.what).collect::<Vec<_>>()
     };
+    let found = |reached| found_by(Ok(reached));
     let old = "the entry point 192.0.2.2:15008 of network2 failed 7 s ago at outer-tcp: silence";
     assert_eq!(found(Value::Null), [old]);
+    let silent = "the ways to other networks were not tried: no answer within 30 s";
+    assert_eq!(found_by(Err("no answer within 30 s".to_owned())), [old, silent]);
     let row = |leg: Value, error: Value| {
         json!({"network": "network2", "address": "192.0.2.2:15008",
         "authority": "web.shop.svc.cluster.local:80", "leg": leg, "error": error})

@@ -27,6 +27,24 @@ pub const WEB: &str = "http://web.shop.svc.cluster.local/";
 pub const POSTGRESQL: &str = "host=db-1.db.shop.svc.cluster.local user=postgres connect_timeout=5";
 /// The port of every node behind which the service `front` is, for clients outside.
 pub const FRONT: u16 = 30090;
+/// The policy by which `source`, written as YAML, alone may call the pods of `db`.
+#[must_use]
+pub fn db_policy(source: &str) -> String {
+    format!(
+        "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {{name: db, namespace: shop}}
+spec:
+  selector: {{matchLabels: {{app: db}}}}
+  action: ALLOW
+  rules: [{{from: [{{source: {source}}}]}}]
+"
+    )
+}
+
+/// The client's identity as a source of a policy.
+pub const CLIENT_IDENTITY: &str = "{principals: [cluster.local/ns/shop/sa/client]}";
 /// How long it may take until what was configured is in force everywhere.
 const PATIENCE: Duration = Duration::from_secs(120);
 

@@ -66,7 +66,10 @@ fn node(cluster: &Cluster, report: &NodeReport) -> Vec<Finding> {
         let finding = error(format!("DNS in {pod}: no answer for {name}: {why}"));
         findings.push(finding.why("names of the mesh have no address in the pods of this node").repair(logs.clone()));
     }
-    let tried = |address: &str| list(&report.reached, "/entry_points").any(|one| text(one, "/address") == address);
+    let tried = |address: &str| {
+        let rows = report.reached.iter().flat_map(|reached| list(reached, "/entry_points"));
+        rows.into_iter().any(|one| text(one, "/address") == address)
+    };
     // What a single pod of the other side may have caused is no failure of the way there. What was just tried, is known better.
     for one in list(said, "/entry_points")
         .filter(|one| number(one, "/failures") > 0 && text(one, "/leg") != "backend" && !tried(text(one, "/address")))
@@ -95,7 +98,17 @@ fn reached(cluster: &Cluster, report: &NodeReport, place: &str) -> Vec<Finding> 
     let (context, pod) = (&cluster.context, &report.pod);
     let (namespace, name) = pod.split_once('/').unwrap_or_default();
     let mut findings = Vec::new();
-    for one in list(&report.reached, "/entry_points").filter(|one| one["error"].is_string()) {
+    let reached = match &report.reached {
+        Ok(reached) => reached,
+        Err(why) => {
+            let finding = Finding::warning("nodes", format!("the ways to other networks were not tried: {why}"), place);
+            let asked = format!(
+                "kubectl --context {context} get --raw /api/v1/namespaces/{namespace}/pods/{name}:15020/proxy/reach"
+            );
+            return vec![finding.why("nothing is known of what pods of this node can reach there").repair(asked)];
+        }
+    };
+    for one in list(reached, "/entry_points").filter(|one| one["error"].is_string()) {
         let (network, address, leg) = (text(one, "/network"), text(one, "/address"), text(one, "/leg"));
         let what = format!(
             "{} cannot be reached through the entry point {address} of {network}: {leg}: {}",
@@ -106,7 +119,7 @@ fn reached(cluster: &Cluster, report: &NodeReport, place: &str) -> Vec<Finding> 
         let finding = Finding::error("nodes", what, place);
         findings.push(finding.why("connections of this node to that network fail, or take another way").repair(legs));
     }
-    for one in list(&report.reached, "/allotted").filter(|one| one["error"].is_string()) {
+    for one in list(reached, "/allotted").filter(|one| one["error"].is_string()) {
         let (service, address) = (text(one, "/service"), text(one, "/address"));
         let what =
             format!("{service} has the allotted address {address} and is not reached by it: {}", text(one, "/error"));

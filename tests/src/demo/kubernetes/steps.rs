@@ -3,7 +3,8 @@
 use crate::clusters::Clusters;
 use crate::clusters::deployed::MESH;
 use crate::clusters::linked::{
-    CHECK, CLIENT, Cut, EXPOSE, FRONT, LINK, Linked, Outside, POSTGRESQL, STRANGER, WEB, clusters_in,
+    CHECK, CLIENT, CLIENT_IDENTITY, Cut, EXPOSE, FRONT, LINK, Linked, Outside, POSTGRESQL, STRANGER, WEB, clusters_in,
+    db_policy,
 };
 use crate::daemon::field;
 use crate::demo::report::Report;
@@ -13,16 +14,6 @@ use std::time::{Duration, Instant};
 
 /// The pod of the second cluster that is called by its own name.
 const DB: &str = "http://db-1.db.shop.svc.cluster.local/";
-/// Who may call it.
-const POLICY: &str = "\
-apiVersion: security.istio.io/v1
-kind: AuthorizationPolicy
-metadata: {name: db, namespace: shop}
-spec:
-  selector: {matchLabels: {app: db}}
-  action: ALLOW
-  rules: [{from: [{source: {principals: [cluster.local/ns/shop/sa/client]}}]}]
-";
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Agents in both clusters.
@@ -189,8 +180,9 @@ fn policy(clusters: &Clusters, linked: &Linked<'_>, report: &mut Report) -> Resu
         "policy",
         "An AuthorizationPolicy in cluster2 lets the service account client alone call db, wherever it runs",
     );
-    report.say(POLICY);
-    clusters.apply(2, POLICY)?;
+    let policy = db_policy(CLIENT_IDENTITY);
+    report.say(policy.trim_start());
+    clusters.apply(2, &policy)?;
     let refused = || linked.answers(1, STRANGER, DB, 1).is_ok_and(|answers| answers.keys().eq([""]));
     process::until(PATIENCE, refused).map_err(|error| Error(format!("the stranger is not refused: {error}")))?;
     report.say("The pod stranger of cluster1 is refused, and cluster2's log says why:");
