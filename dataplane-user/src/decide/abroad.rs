@@ -23,7 +23,7 @@ pub struct Allotted {
 pub fn abroad(model: &Model, source: &Workload) -> Vec<NestedRoute> {
     let vantage = Vantage::of(source);
     let mut routes: Vec<NestedRoute> = Vec::new();
-    for service in model.services().filter(|service| service.visible_to(&source.namespace)) {
+    for service in callable(model, source) {
         let Some(port) = service.ports.keys().next().copied() else { continue };
         let new =
             |network: &Arc<str>| *network != source.network && routes.iter().all(|route| route.network != *network);
@@ -52,9 +52,15 @@ pub fn allotted(model: &Model, source: &Arc<Workload>, count: usize) -> Vec<Allo
         let address = own.find(|ip| matches!(ip, IpAddr::V4(v4) if v4.octets()[0] >= 240))?;
         Some((service.hostname.clone(), SocketAddr::new(address, port)))
     };
-    let callable = model.services().filter(|service| service.visible_to(&source.namespace));
-    let nameable = callable.filter(|service| !service.hostname.starts_with('*'));
+    let nameable = callable(model, source).into_iter().filter(|service| !service.hostname.starts_with('*'));
     let first = nameable.filter_map(known).take(count);
     let routed = |to| outbound(model, source, to, &[], &NoLoad, &mut || 0).map(drop).map_err(|error| error.to_string());
     first.map(|(hostname, to)| Allotted { hostname, address: to.ip(), routed: routed(to) }).collect()
+}
+
+/// What `source` may call, by key: whoever tries again meets the same ones.
+fn callable<'m>(model: &'m Model, source: &Workload) -> Vec<&'m Arc<Service>> {
+    let mut services: Vec<_> = model.services().filter(|service| service.visible_to(&source.namespace)).collect();
+    services.sort_unstable_by(|one, other| one.key.cmp(&other.key));
+    services
 }
