@@ -66,11 +66,11 @@ pub fn issue_for(authority: &Path, identity: &str, folder: &Path, life: Option<D
 }
 
 /// Another intermediate of the root in `root` (as `causeway ca` lays it out), into `folder` in the layout of Istio's `cacerts`.
-/// It ends so many days from now; a negative number of days ago.
+/// It begins and ends so many days from now; negative numbers are days ago.
 ///
 /// # Errors
 /// If the root cannot be read, or the files cannot be written.
-pub fn authority_until(root: &Path, folder: &Path, days: i64) -> Result<()> {
+pub fn authority_between(root: &Path, folder: &Path, (begin, end): (i64, i64)) -> Result<()> {
     let read = |name: &str| {
         let path = root.join(name);
         std::fs::read_to_string(&path).map_err(context(path.display()))
@@ -87,7 +87,7 @@ pub fn authority_until(root: &Path, folder: &Path, days: i64) -> Result<()> {
         let length = Duration::from_secs(days.unsigned_abs() * 86_400);
         if days < 0 { SystemTime::now() - length } else { SystemTime::now() + length }
     };
-    (parameters.not_before, parameters.not_after) = (day(-10).into(), day(days).into());
+    (parameters.not_before, parameters.not_after) = (day(begin).into(), day(end).into());
     let ca = parameters.signed_by(&key, &issuer).map_err(context("signing"))?.pem();
     std::fs::create_dir_all(folder).map_err(context(folder.display()))?;
     for (name, text) in [

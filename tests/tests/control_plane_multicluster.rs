@@ -1,109 +1,11 @@
 //! `causeway multicluster` against real API servers and istiods, and the charts of gateway and peers against the same.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed step is a failed test")]
 
-use serde_json::{Value, json};
-use std::time::Duration;
-use testkit::fixture::TwoClusters;
-use testkit::istiod::{ControlPlane, Operator};
-use testkit::process;
+mod control_plane_common;
 
-const GATEWAY: &str = "causeway-gateway";
-const NAMESPACE: &str = "istio-eastwest";
-
-struct Stage {
-    operator: Operator,
-    // Ended before the topology's namespaces go.
-    planes: [ControlPlane; 2],
-    clusters: TwoClusters,
-}
-
-impl Stage {
-    /// Two clusters as installed, not exposed and not linked; a gateway runs in the second.
-    fn start(name: &str) -> Self {
-        let mut clusters = TwoClusters::build(name).unwrap();
-        let node = clusters.gateway_node;
-        let listen = format!("{}:15008", clusters.topology.node_ip(node));
-        let identity = format!("spiffe://cluster.local/ns/{NAMESPACE}/sa/{GATEWAY}");
-        clusters.topology.set_section(node, json!({"gateway": {"listen": [listen], "identity": identity}}));
-        let mut planes = clusters.clusters.map(|cluster| ControlPlane::start(&clusters.topology, cluster).unwrap());
-        for (plane, c) in planes.iter_mut().zip(1_u8..) {
-            plane.start_controllers().unwrap();
-            plane.describe(&clusters.topology).unwrap();
-            plane.global_service("default/web", &format!("10.96.{}.1", 100 + c), &[(80, 8080)], "web").unwrap();
-        }
-        let operator = Operator::of(&planes).unwrap();
-        clusters.topology.start().unwrap();
-        Self { operator, planes, clusters }
-    }
-
-    fn address(&self) -> String {
-        self.clusters.topology.node_ip(self.clusters.gateway_node).to_string()
-    }
-
-    /// A ready pod of the gateway on a node of the second cluster.
-    fn gateway_pod(&self, number: u8) {
-        let node = if number == 1 { self.clusters.gateway_node } else { self.clusters.server_node };
-        let (name, ip) = (self.clusters.topology.node_name(node), self.clusters.topology.node_ip(node).to_string());
-        self.planes[1].run_pod(&format!("{NAMESPACE}/{GATEWAY}-{number}"), GATEWAY, name, &ip).unwrap();
-    }
-
-    /// The second cluster exposed by a load balancer at `address`, and its gateway published.
-    fn expose(&self, address: &str) {
-        self.operator.run_ok("causeway multicluster expose --context cluster2 --no-pods").unwrap();
-        self.gateway_pod(1);
-        self.planes[1].balance(NAMESPACE, GATEWAY, address).unwrap();
-        self.until_addressed(address);
-    }
-
-    fn until_addressed(&self, address: &str) {
-        let get = format!("kubectl --context cluster2 -n {NAMESPACE} get gateway {GATEWAY} -o json");
-        let mut last = String::new();
-        let done = process::until(Duration::from_secs(60), || {
-            last = self.operator.run_ok(&get).unwrap_or_default();
-            let gateway: Value = serde_json::from_str(&last).unwrap_or_default();
-            gateway["status"]["addresses"] == json!([{"type": "IPAddress", "value": address}])
-        });
-        done.unwrap_or_else(|_| panic!("{last}\n{}", self.planes[1].istiod_log(20)));
-    }
-
-    /// What a check found that says `text`, and the exit code of the command.
-    fn finding(&self, check: &str, text: &str) -> (Option<Value>, i32) {
-        let done = self.operator.run("causeway multicluster check --contexts cluster1,cluster2 -o json").unwrap();
-        let answer: Value = serde_json::from_str(&done.stdout).unwrap_or_else(|_| panic!("{done:?}"));
-        let checks = answer["checks"].as_array().unwrap();
-        let of_check = checks.iter().find(|row| row["name"] == check).unwrap_or_else(|| panic!("no check {check}"));
-        let mut findings = of_check["findings"].as_array().unwrap().iter();
-        let found = findings.find(|finding| finding["what"].as_str().unwrap().contains(text)).cloned();
-        (found, done.status.code().unwrap())
-    }
-
-    /// Breaks one thing, sees it found, and runs the command of the finding, or `instead` where that needs more than this
-    /// machine has.
-    fn breaks(&self, check: &str, line: &str, text: &str, instead: Option<&str>) {
-        let (found, _) = self.finding(check, text);
-        assert_eq!(found, None, "{check}: found before anything was broken");
-        self.operator.run_ok(line).unwrap();
-        let (found, code) = self.finding(check, text);
-        let found = found.unwrap_or_else(|| panic!("{check}: {text:?} was not found after: {line}"));
-        println!(
-            "{check}: {}\n  where  {}\n  why    {}\n  repair {}",
-            found["what"], found["where"], found["why"], found["repair"]
-        );
-        assert_eq!(code, i32::from(found["severity"] == "error"), "{found}");
-        let repair = found["repair"].as_str().unwrap();
-        self.operator.run_ok(instead.unwrap_or(repair)).unwrap();
-        let gone = process::until(Duration::from_secs(60), || self.finding(check, text).0.is_none());
-        gone.unwrap_or_else(|_| panic!("{check}: {text:?} is still found after: {}", instead.unwrap_or(repair)));
-    }
-
-    /// Neither cluster has anything of a link.
-    fn assert_unlinked(&self) {
-        let get = "kubectl --context cluster1 -n istio-system get secrets -l istio/multiCluster=true -o name; \
-                   kubectl --context cluster1 get gateways -A -o name 2>/dev/null; \
-                   kubectl --context cluster2 -n istio-system get serviceaccounts,secrets -o name | grep causeway-reader; true";
-        assert_eq!(self.operator.run_ok(get).unwrap(), "");
-    }
-}
+use control_plane_common::{GATEWAY, NAMESPACE, Stage};
+use serde_json::Value;
+use testkit::istiod::Operator;
 
 #[test]
 fn exposed_and_linked_clusters_are_published_by_load_balancer_and_by_node_port() {
@@ -155,6 +57,12 @@ fn exposed_and_linked_clusters_are_published_by_load_balancer_and_by_node_port()
             ways.iter().all(|way| all.contains(way)) && !all.contains(&none_at_15008) && all.contains(split)
         })
         .unwrap();
+
+    // A gateway object beside the node port would have peers dial another port.
+    let beside = "causeway multicluster expose --context cluster2 --no-pods";
+    let alone = format!("{beside} --node-port");
+    stage.breaks("peers", beside, "also has a gateway object of its own", Some(&alone));
+    stage.operator.run_ok(&format!("{link} --node-port --skip-probe")).unwrap();
 
     // A node that lost its gateway is told, and forgotten by linking again.
     let gone = format!("kubectl --context cluster2 -n {NAMESPACE} delete pod {GATEWAY}-2 --force --grace-period=0");
@@ -209,124 +117,6 @@ fn a_link_that_cannot_work_is_refused_before_anything_is_changed() {
 
     stage.operator.run_ok("kubectl --context cluster1 delete crd gateways.gateway.networking.k8s.io").unwrap();
     refused(link, "the kind Gateway of gateway.networking.k8s.io/v1 is not installed");
-}
-
-#[test]
-fn every_check_finds_what_was_broken_and_its_command_repairs_it() {
-    testkit::needs_control_plane!();
-    let mut stage = Stage::start("checks");
-    let address = stage.address();
-    stage.expose(&address);
-    stage.operator.run_ok("causeway multicluster link --from cluster1 --to cluster2").unwrap();
-    let (found, code) = stage.finding("probe", "");
-    assert_eq!((found, code), (None, 0), "all is well at first");
-    for cluster in ["cluster1", "cluster2"] {
-        let nodes = format!("kubectl --context {cluster} get nodes -o name");
-        let nodes = stage.operator.run_ok(&nodes).unwrap();
-        let patch = r#"{"spec":{"podCIDR":"10.244.0.0/16","podCIDRs":["10.244.0.0/16"]}}"#;
-        for node in nodes.lines() {
-            stage.operator.run_ok(&format!("kubectl --context {cluster} patch {node} -p '{patch}'")).unwrap();
-        }
-    }
-    let istiod = "kubectl --context cluster1 -n istio-system set env deployment/istiod";
-    let agent = "kubectl --context cluster1 -n istio-system set env daemonset/causeway";
-    let space = "kubectl --context cluster1 label namespace istio-system --overwrite topology.istio.io/network";
-    let gateway = format!("kubectl --context cluster2 -n {NAMESPACE}");
-    let web = "-n default label service web";
-    let entry = json!({"apiVersion": "networking.istio.io/v1", "kind": "WorkloadEntry",
-        "metadata": {"name": "gone", "namespace": "default"}, "spec": {"network": "network1", "address": "10.244.99.99"}});
-    for (check, line, text) in [
-        ("istiod", format!("{istiod} AMBIENT_ENABLE_MULTI_NETWORK=false"), "AMBIENT_ENABLE_MULTI_NETWORK is not true"),
-        ("istiod", format!("{istiod} PILOT_ENABLE_AMBIENT-"), "PILOT_ENABLE_AMBIENT is not true"),
-        ("istiod", format!("{istiod} ISTIO_MULTIROOT_MESH-"), "ISTIO_MULTIROOT_MESH is not true"),
-        ("istiod", format!("{istiod} ENABLE_PEERING_DISCOVERY=true"), "ENABLE_PEERING_DISCOVERY is true"),
-        (
-            "istiod",
-            format!("{istiod} PILOT_ENABLE_K8S_SELECT_WORKLOAD_ENTRIES=false"),
-            "PILOT_ENABLE_K8S_SELECT_WORKLOAD_ENTRIES is false",
-        ),
-        ("network", format!("{space}-"), "label topology.istio.io/network is missing"),
-        ("network", format!("{agent} NETWORK=elsewhere"), "NETWORK of the agent is \"elsewhere\""),
-        (
-            "network",
-            format!("{gateway} label service {GATEWAY} --overwrite topology.istio.io/network=elsewhere"),
-            "the service is labelled with network \"elsewhere\"",
-        ),
-        ("trust", format!("{agent} TRUST_DOMAIN=other.example"), "TRUST_DOMAIN of the agent is \"other.example\""),
-        ("dns", format!("{agent} ISTIO_META_DNS_CAPTURE=false"), "DNS of pods is not captured"),
-        ("services", format!("kubectl --context cluster2 {web} istio.io/global-"), "global in cluster1 only"),
-        (
-            "services",
-            "kubectl --context cluster2 -n default patch service web --type json \
-             -p '[{\"op\":\"replace\",\"path\":\"/spec/ports/0/port\",\"value\":81}]'"
-                .to_owned(),
-            "ports are 80/TCP in cluster1, and 81/TCP in cluster2",
-        ),
-        ("workloads", format!("echo '{entry}' | kubectl --context cluster1 apply -f -"), "10.244.99.99"),
-        ("waypoints", format!("kubectl --context cluster1 {web} istio.io/use-waypoint=wp"), "and none in cluster2"),
-    ] {
-        stage.breaks(check, &line, text, None);
-    }
-    for cluster in ["cluster1", "cluster2"] {
-        let line = format!("kubectl --context {cluster} {web} istio.io/use-waypoint- istio.io/use-waypoint-namespace-");
-        stage.operator.run_ok(&line).unwrap();
-    }
-    // Of another root than all others.
-    let folder = stage.clusters.topology.scratch().join("foreign");
-    let foreign = folder.display();
-    stage
-        .operator
-        .run_ok(&format!("causeway ca --out {foreign} --trust-domain cluster.local --cluster cluster1"))
-        .unwrap();
-    let files = "--from-file=ca-cert.pem --from-file=ca-key.pem --from-file=cert-chain.pem --from-file=root-cert.pem";
-    let replace = format!(
-        "kubectl --context cluster1 -n istio-system create secret generic cacerts {files} --dry-run=client -o yaml \
-         | kubectl --context cluster1 replace --force -f -"
-    );
-    let back = format!("cd {} && {replace}", stage.planes[0].authority().display());
-    stage.breaks(
-        "certificates",
-        &format!("cd {foreign}/cluster1 && {replace}"),
-        "leads to no root of cluster2",
-        Some(&back),
-    );
-    let root = stage.clusters.topology.authority(stage.clusters.clusters[0]).parent().unwrap().to_owned();
-    // Authorities of the right root whose time is over, or is soon.
-    for (days, text) in [(-2, "expired"), (9, "expires in ")] {
-        let dated = stage.clusters.topology.scratch().join(format!("dated{days}"));
-        testkit::certificates::authority_until(&root, &dated, days).unwrap();
-        stage.breaks("certificates", &format!("cd {} && {replace}", dated.display()), text, Some(&back));
-    }
-    // Commands that need kubelets or charts of others are replaced by what they would do.
-    stage.breaks(
-        "names",
-        &format!("{istiod} CLUSTER_ID=cluster2"),
-        "both clusters are called cluster2",
-        Some(&format!("{istiod} CLUSTER_ID=cluster1")),
-    );
-    let status = |ready: u8| {
-        format!(
-            "kubectl --context cluster1 -n istio-system patch daemonset causeway --subresource=status --type merge -p '{{\"status\":{{\"numberReady\":{ready}}}}}'"
-        )
-    };
-    stage.breaks("pods", &status(0), "0 of 1 node agents are ready", Some(&status(1)));
-    stage.breaks(
-        "gateway",
-        &format!("{gateway} delete gateway {GATEWAY}"),
-        "are linked to this one, and it has no entry point",
-        None,
-    );
-    stage.until_addressed(&address);
-
-    let node = stage.clusters.gateway_node;
-    stage.clusters.topology.terminate_daemon(node).unwrap();
-    let (found, code) = stage.finding("probe", "TCP does not connect");
-    assert!(found.is_some() && code == 1, "{found:?}");
-    stage.clusters.topology.launch(node).unwrap();
-    process::until(Duration::from_secs(30), || stage.finding("probe", "").0.is_none()).unwrap();
-    let (_, code) = stage.finding("probe", "");
-    assert_eq!(code, 0, "all is well again");
-    println!("{}", stage.operator.run_ok("causeway multicluster check --verbose").unwrap());
 }
 
 #[test]

@@ -9,7 +9,7 @@ use testkit::clusters::Clusters;
 use testkit::clusters::clients::{CLIENT as CLIENT_OUTSIDE, Clients};
 use testkit::clusters::deployed::SHOP;
 use testkit::clusters::linked::{
-    CHECK, CLIENT, CLIENT_IDENTITY, Cut, EXPOSE, GATEWAYS, Linked, Outside, STRANGER, WEB, clusters_in, db_policy,
+    CLIENT, CLIENT_IDENTITY, Cut, EXPOSE, GATEWAYS, Linked, Outside, STRANGER, WEB, clusters_in, db_policy,
 };
 use testkit::{Capture, process};
 
@@ -37,10 +37,11 @@ fn a_shared_service_is_answered_by_both_clusters_and_callers_are_known_by_their_
     };
     let logs = || linked.deployed[1].logs().unwrap();
     process::until(Duration::from_secs(30), || {
-        // That it came through a gateway shows in the address behind it.
-        logs().lines().any(|line| {
-            seen(line, "inbound") && line.contains(&format!("dst.identity={web}")) && line.contains(" client=10.244.")
-        })
+        // Addresses say nothing: the gateway's pod may have the one that the client has in its own cluster.
+        let from = " src.cluster=cluster1 ";
+        logs()
+            .lines()
+            .any(|line| seen(line, "inbound") && line.contains(&format!("dst.identity={web}")) && line.contains(from))
     })
     .unwrap_or_else(|error| panic!("{error}\n{}", logs()));
     assert!(linked.gateway_logs(2).unwrap().lines().any(|line| seen(line, "gateway")), "{}", linked.log_tails());
@@ -196,67 +197,6 @@ fn clients_at_a_node_port_of_one_cluster_are_known_by_their_addresses_in_the_oth
     let why = |line: &str| line.contains("198.18.0.8") && line.contains("leg=accept/policy");
     process::until(Duration::from_secs(30), || !answered("198.18.0.8", 1) && logs().lines().any(why))
         .unwrap_or_else(|_| panic!("{}", logs()));
-}
-
-/// What a check says: whether all is well, and the finding that says `text`.
-fn check(clusters: &Clusters, text: &str) -> (i32, Option<Value>) {
-    let done = clusters.try_shell(&format!("{CHECK} -o json")).unwrap();
-    let answer: Value = serde_json::from_slice(&done.stdout).unwrap_or_else(|_| panic!("{done:?}"));
-    let all = answer["checks"].as_array().unwrap().iter();
-    let findings = all.flat_map(|check| check["findings"].as_array().unwrap());
-    let found = findings.into_iter().find(|finding| finding["what"].as_str().unwrap().contains(text));
-    (done.status.code().unwrap(), found.cloned())
-}
-
-#[test]
-fn a_check_is_green_until_something_breaks_and_its_command_repairs_it() {
-    testkit::needs_root!();
-    let clusters = Clusters::any().unwrap();
-    let linked = Linked::make(&clusters).unwrap();
-    let all = clusters.try_shell(CHECK).unwrap();
-    println!("{}", String::from_utf8_lossy(&all.stdout));
-    assert!(all.status.success(), "{all:?}");
-    let gateways = format!("kubectl --context cluster1 -n {GATEWAYS}");
-    for (line, text) in [
-        (format!("{gateways} delete gateway peer-cluster2"), "has no way into its network"),
-        (
-            format!("{gateways} label gateway peer-cluster2 --overwrite topology.istio.io/network=elsewhere"),
-            "it is labelled with network \"elsewhere\"",
-        ),
-        (
-            format!("{gateways} annotate gateway peer-cluster2 --overwrite gateway.istio.io/service-account=other"),
-            "it expects the account istio-eastwest/other",
-        ),
-        (
-            format!(
-                "{gateways} annotate gateway peer-cluster2 --overwrite gateway.istio.io/trust-domain=other.example"
-            ),
-            "is in trust domain \"other.example\"",
-        ),
-        (
-            format!("{gateways} label service causeway-gateway --overwrite topology.istio.io/network=elsewhere"),
-            "labelled with network \"elsewhere\"",
-        ),
-        (
-            format!("{gateways} scale deployment causeway-gateway --replicas=0 && sleep 3"),
-            "pods behind the entry point is ready",
-        ),
-        ("kubectl --context cluster2 -n shop label service web istio.io/global-".to_owned(), "global in cluster1 only"),
-    ] {
-        clusters.shell(&line).unwrap();
-        let found = check(&clusters, text).1.unwrap_or_else(|| panic!("{text:?} was not found after: {line}"));
-        println!("{}\n  repair {}", found["what"], found["repair"]);
-        // Until all have heard of a change, nodes may find more that does not work.
-        let code = i32::from(found["severity"] == "error");
-        process::until(Duration::from_secs(30), || check(&clusters, text).0 == code)
-            .unwrap_or_else(|_| panic!("exit code {code} expected: {found}"));
-        clusters.shell(found["repair"].as_str().unwrap()).unwrap();
-        process::until(Duration::from_secs(60), || check(&clusters, text).1.is_none())
-            .unwrap_or_else(|_| panic!("still found after {}: {found}", found["repair"]));
-    }
-    process::until(Duration::from_secs(60), || check(&clusters, "").0 == 0)
-        .unwrap_or_else(|_| panic!("{:?}", check(&clusters, "")));
-    linked.settle().unwrap();
 }
 
 /// Pods of the shop that do nothing but have addresses.

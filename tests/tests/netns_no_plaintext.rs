@@ -20,7 +20,7 @@ fn killing_daemons_under_load_leaks_nothing_and_traffic_returns() {
         Capture::start(stage.topology.node_place(stage.server_node), "eth0").unwrap(),
     ];
     let to = format!("{}:2700", stage.vip("default/echo"));
-    let load = stage.client.spawn(&["testkit-peer", "load", &to, MARKER, "12"]).unwrap();
+    let mut load = stage.client.spawn_with_input(&["testkit-peer", "load", &to, MARKER]).unwrap();
     for node in [stage.client_node, stage.server_node, stage.gateway_node] {
         std::thread::sleep(Duration::from_secs(1));
         stage.topology.kill_daemon(node).unwrap();
@@ -30,6 +30,7 @@ fn killing_daemons_under_load_leaks_nothing_and_traffic_returns() {
         let answers = || stage.curl(&stage.client, stage.vip("default/web")).is_ok();
         testkit::process::until(Duration::from_secs(10), answers).expect("calls must work again after each kill");
     }
+    load.close_input();
     let done = load.wait(Duration::from_secs(30)).unwrap();
     println!("load while daemons were killed: {}", done.stdout.trim());
     assert!(done.status.success(), "{}", done.stderr);

@@ -85,12 +85,11 @@ async fn stream(
     record.source.identity = Some(peer.as_ref().clone());
     let request = &incoming.request;
     let baggage = Baggage::parse(headers::lines(request.headers(), header::BAGGAGE));
+    let own = &worker.model().node.cluster;
+    let of_other = !own.is_empty() && baggage.cluster.as_deref().is_some_and(|cluster| cluster != &**own);
     record.source.cluster = baggage.cluster.map(Arc::from);
-    record.forwarded_for = headers::lines(request.headers(), header::FORWARDED)
-        .next()
-        .and_then(|line| Forwarded::parse(line).for_)
-        .filter(|client| client.ip() != from.ip())
-        .map(|client| client.to_string());
+    let told = headers::lines(request.headers(), header::FORWARDED).next();
+    record.forwarded_for = behind(told.and_then(|line| Forwarded::parse(line).for_), from, of_other);
     record.span = headers::lines(request.headers(), header::TRACEPARENT)
         .next()
         .and_then(TraceParent::parse)
@@ -131,6 +130,11 @@ async fn reach(
     let socket = deliver(worker, pod, &client, &admitted.target).await;
     walk.done(Leg::Backend, delivering);
     Ok((socket?, admitted))
+}
+
+/// The client that a gateway stands before. In another cluster it may have the very address that the gateway has here.
+fn behind(client: Option<SocketAddr>, from: SocketAddr, of_other_cluster: bool) -> Option<String> {
+    client.filter(|client| of_other_cluster || client.ip() != from.ip()).map(|client| client.to_string())
 }
 
 /// What is known before policy decides: a refusal is told and counted with both sides.
@@ -215,4 +219,24 @@ async fn carry(
     let result = copy::socket_and_stream(socket, send, receive, open.counts(), Role::Server, revoked).await;
     record.bytes = open.bytes();
     record.ended(result, Party::Server, peer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_of_another_cluster_is_named_also_where_the_gateway_has_its_address() {
+        let from = SocketAddr::from(([10, 244, 1, 20], 46218));
+        let (same, other) = (SocketAddr::from(([10, 244, 1, 20], 40000)), SocketAddr::from(([10, 244, 1, 21], 40000)));
+        for (client, of_other_cluster, expected) in [
+            (None, true, None),
+            (Some(same), false, None),
+            (Some(same), true, Some("10.244.1.20:40000")),
+            (Some(other), false, Some("10.244.1.21:40000")),
+            (Some(other), true, Some("10.244.1.21:40000")),
+        ] {
+            assert_eq!(behind(client, from, of_other_cluster).as_deref(), expected, "{client:?} {of_other_cluster}");
+        }
+    }
 }

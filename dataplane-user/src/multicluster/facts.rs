@@ -181,6 +181,13 @@ impl Cluster {
         format!("{command} rollout status deployment {name} --timeout=60s")
     }
 
+    /// The command that links `from` to this cluster, by the way in that this one has.
+    pub fn link_from(&self, from: &Self) -> String {
+        let by_node_port = self.entries().iter().any(|entry| entry.kind == "NodePort");
+        let way = if by_node_port { " --node-port" } else { "" };
+        format!("causeway multicluster link --from {} --to {}{way}", from.context, self.context)
+    }
+
     /// The object of this name.
     pub fn named(&self, kind: Kind, namespace: &str, name: &str) -> Option<&Value> {
         let same = |object: &&Value| {

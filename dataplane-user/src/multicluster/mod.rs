@@ -19,6 +19,8 @@ pub mod reader;
 #[cfg(test)]
 mod certificates_tests;
 #[cfg(test)]
+mod nodes_tests;
+#[cfg(test)]
 mod tests;
 
 use serde_json::Value;

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::check::{self, Scene};
 use super::expose::Exposure;
-use super::facts::{Cluster, Kind, NodeReport, Unread};
+use super::facts::{Cluster, Kind, Unread};
 use super::finding::Severity;
 use super::link::{self, Way};
 use super::probe::{Answer, Probe};
@@ -15,7 +15,7 @@ use super::{names, reader, yaml};
 use crate::identity::SpiffeId;
 
 /// A cluster with istiod, an agent, a shared service and one node; not exposed.
-fn cluster(number: u8) -> Cluster {
+pub(super) fn cluster(number: u8) -> Cluster {
     let (name, network) = (format!("cluster{number}"), format!("network{number}"));
     let space = |name: &str, labels: Value| json!({"metadata": {"name": name, "uid": format!("{name}-{number}"), "labels": labels}});
     let template = |env: Value| json!({"spec": {"containers": [{"image": "registry/causeway:1", "env": env}]}});
@@ -67,7 +67,7 @@ fn cluster(number: u8) -> Cluster {
 }
 
 /// As [`cluster`], with an entry point whose pod is ready.
-fn exposed(number: u8, node_port: bool) -> Cluster {
+pub(super) fn exposed(number: u8, node_port: bool) -> Cluster {
     let mut cluster = cluster(number);
     let exposure = Exposure::of(&cluster, None, node_port).unwrap();
     for mut object in exposure.objects() {
@@ -131,98 +131,6 @@ fn linked_clusters_in_order_have_no_errors() {
     for way in [Way::LoadBalancer, node_port()] {
         assert_eq!(found(&scene(&way), Severity::Error), Vec::<String>::new(), "{way:?}");
     }
-}
-
-#[test]
-fn what_agents_say_of_themselves_is_found() {
-    let report = |said: Result<Value, String>| NodeReport {
-        node: "n1".to_owned(),
-        pod: "istio-system/causeway-x".to_owned(),
-        said,
-        reached: Ok(Value::Null),
-    };
-    let well = json!({"trouble": null, "model_error": null, "pods": [{"uid": "a", "state": "Enrolled"}],
-        "control_planes": [{"address": "https://istiod:15012", "connected": true}],
-        "entry_points": [{"network": "network2", "address": "192.0.2.2:15008", "failures": 0,
-            "failed_ago": 7, "leg": "outer-tcp", "error": "silence"}],
-        "look": {"programs": {"outbound4": true}, "detached": {}, "dns": {"pod": "a", "name": "web", "ms": 0.3}}});
-    let with = |pointer: &str, value: Value| {
-        let mut said = well.clone();
-        *said.pointer_mut(pointer).unwrap() = value;
-        Ok(said)
-    };
-    for (said, expected) in [
-        (Ok(well.clone()), ""),
-        (Err("no answer within 5 s".to_owned()), "the agent was not asked: no answer within 5 s"),
-        (with("/trouble", json!("no cgroup")), "no cgroup"),
-        (with("/look/programs/outbound4", json!(false)), "programs are not attached: outbound4"),
-        (with("/look/detached", json!({"outbound4": 2})), "somebody detached programs: outbound4 2 times"),
-        (with("/pods/0", json!({"uid": "a", "state": "Failed", "error": "gone"})), "a is not redirected: gone"),
-        (
-            with("/look/dns", json!({"pod": "a", "name": "web", "error": "silence"})),
-            "DNS in a: no answer for web: silence",
-        ),
-        (
-            with("/entry_points/0/failures", json!(3)),
-            "the entry point 192.0.2.2:15008 of network2 failed 7 s ago at outer-tcp: silence",
-        ),
-        (
-            with(
-                "/control_planes/0",
-                json!({"address": "https://istiod:15012", "connected": false, "error": "refused"}),
-            ),
-            "no connection to the control plane at https://istiod:15012: refused",
-        ),
-    ] {
-        let mut one = cluster(1);
-        one.reports.push(report(said));
-        let scene = Scene { clusters: vec![one], ..Scene::default() };
-        let results = check::run(&scene, false);
-        let findings = results.iter().find(|(check, _)| check.name == "nodes").map(|(_, findings)| findings).unwrap();
-        let whats: Vec<&str> = findings.iter().map(|finding| finding.what.as_str()).collect();
-        let expected: Vec<&str> = Some(expected).into_iter().filter(|text| !text.is_empty()).collect();
-        assert_eq!(whats, expected);
-        assert!(findings.iter().all(|one| one.place == "c1: node n1, pod istio-system/causeway-x"
-            && one.repair.starts_with("kubectl --context c1 ")));
-    }
-}
-
-#[test]
-fn what_nodes_cannot_reach_is_found() {
-    let said = json!({"entry_points": [{"network": "network2", "address": "192.0.2.2:15008", "failures": 3,
-        "failed_ago": 7, "leg": "outer-tcp", "error": "silence"}]});
-    let found_by = |reached: Result<Value, String>| {
-        let mut one = cluster(1);
-        let (node, pod) = ("n1".to_owned(), "istio-system/causeway-x".to_owned());
-        one.reports.push(NodeReport { node, pod, said: Ok(said.clone()), reached });
-        let results = check::run(&Scene { clusters: vec![one], ..Scene::default() }, false);
-        let (_, findings) = results.into_iter().find(|(check, _)| check.name == "nodes").unwrap();
-        findings.into_iter().map(|finding| finding.what).collect::<Vec<_>>()
-    };
-    let found = |reached| found_by(Ok(reached));
-    let old = "the entry point 192.0.2.2:15008 of network2 failed 7 s ago at outer-tcp: silence";
-    assert_eq!(found(Value::Null), [old]);
-    let silent = "the ways to other networks were not tried: no answer within 30 s";
-    assert_eq!(found_by(Err("no answer within 30 s".to_owned())), [old, silent]);
-    let row = |leg: Value, error: Value| {
-        json!({"network": "network2", "address": "192.0.2.2:15008",
-        "authority": "web.shop.svc.cluster.local:80", "leg": leg, "error": error})
-    };
-    let reached = |row: Value| json!({"entry_points": [row], "allotted": []});
-    assert_eq!(found(reached(row(Value::Null, Value::Null))), [""; 0], "it serves again");
-    assert_eq!(
-        found(reached(row(json!("connect"), json!("status 404")))),
-        [
-            "web.shop.svc.cluster.local:80 cannot be reached through the entry point 192.0.2.2:15008 of network2: connect: status 404"
-        ]
-    );
-    let allotted = json!({"entry_points": [], "allotted": [
-        {"service": "api.example.com", "address": "240.240.0.1", "error": null},
-        {"service": "db.example.com", "address": "240.240.0.2", "error": "no healthy upstream"}]});
-    assert_eq!(
-        found(allotted)[1..],
-        ["db.example.com has the allotted address 240.240.0.2 and is not reached by it: no healthy upstream"]
-    );
 }
 
 #[test]

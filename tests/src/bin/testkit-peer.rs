@@ -45,8 +45,8 @@ enum Client {
     HowItEnds { to: SocketAddr },
     /// Many connections, idle until standard input closes
     Idle { to: SocketAddr, count: usize },
-    /// Send a text again and again, reconnecting after failures
-    Load { to: SocketAddr, text: String, seconds: u64 },
+    /// Send a text again and again until standard input closes, reconnecting after failures
+    Load { to: SocketAddr, text: String },
     /// Throughput of one stream
     Stream {
         to: SocketAddr,
@@ -97,7 +97,7 @@ fn run(cli: Cli) -> testkit::Result<()> {
         Client::SendReset { to } => block_on(client::send_reset(to)),
         Client::HowItEnds { to } => block_on(client::how_it_ends(to)),
         Client::Idle { to, count } => block_on(client::idle(to, count)),
-        Client::Load { to, text, seconds } => block_on(client::load(to, &text, seconds)),
+        Client::Load { to, text } => block_on(client::load(to, &text)),
         Client::Stream { to, seconds, bytes } => block_on(measure::stream(to, seconds, bytes)),
         Client::PingPong { to, connections, seconds } => block_on(measure::ping_pong(to, connections, seconds)),
         Client::Connections { to, parallel, seconds, count, rate } => {

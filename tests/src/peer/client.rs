@@ -6,6 +6,8 @@ use super::{CHUNK, connect};
 use crate::{Result, context, sys};
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -123,7 +125,7 @@ pub async fn how_it_ends(to: SocketAddr) -> Result<()> {
 /// # Errors
 /// At the first connection that fails.
 pub async fn idle(to: SocketAddr, count: usize) -> Result<()> {
-    let gate = std::sync::Arc::new(Semaphore::new(32));
+    let gate = Arc::new(Semaphore::new(32));
     let mut opening = Vec::new();
     for number in 0..count {
         let gate = gate.clone();
@@ -160,18 +162,27 @@ async fn exchange(stream: &mut TcpStream, value: u64) -> Result<()> {
     if back == value { Ok(()) } else { Err(format!("sent {value}, got {back}").into()) }
 }
 
-/// Sends a text again and again for `seconds`, reconnecting whenever a connection fails; prints how often each happened.
+/// Sends a text again and again until its input is closed, reconnecting whenever a connection fails; prints how often each
+/// happened.
 ///
 /// # Errors
 /// Only if nothing could be sent at all.
-pub async fn load(to: SocketAddr, text: &str, seconds: u64) -> Result<()> {
+pub async fn load(to: SocketAddr, text: &str) -> Result<()> {
     // Paced, so that a recording of it stays complete and of a size that can be searched.
     let block: Vec<u8> = text.bytes().cycle().take((32 << 10) / text.len().max(1) * text.len()).collect();
     let pause = Duration::from_millis(4);
-    let end = Instant::now() + Duration::from_secs(seconds);
+    let told = Arc::new(AtomicBool::new(false));
+    let ended = {
+        let told = told.clone();
+        move || told.load(Ordering::Relaxed)
+    };
+    std::thread::spawn(move || {
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        told.store(true, Ordering::Relaxed);
+    });
     let (mut connected, mut refused, mut broken, mut bytes) = (0_u64, 0_u64, 0_u64, 0_u64);
     let mut discard = vec![0; CHUNK];
-    while Instant::now() < end {
+    while !ended() {
         let Ok(stream) = connect(to).await else {
             refused += 1;
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -181,14 +192,14 @@ pub async fn load(to: SocketAddr, text: &str, seconds: u64) -> Result<()> {
         let (mut reader, mut writer) = stream.into_split();
         // What an echo sends back must be read, or both directions stand still.
         let sending = async {
-            while Instant::now() < end && writer.write_all(&block).await.is_ok() {
+            while !ended() && writer.write_all(&block).await.is_ok() {
                 bytes += block.len() as u64;
                 tokio::time::sleep(pause).await;
             }
         };
         let receiving = async { while reader.read(&mut discard).await.is_ok_and(|got| got > 0) {} };
         tokio::select! { () = sending => {}, () = receiving => {} }
-        broken += u64::from(Instant::now() < end);
+        broken += u64::from(!ended());
     }
     println!("connected {connected} refused {refused} broken {broken} bytes {bytes}");
     if bytes == 0 { Err("nothing was sent".into()) } else { Ok(()) }

@@ -118,7 +118,7 @@ fn archive(scratch: &Path, name: &str, image: &str) -> Result<PathBuf> {
     };
     let archive = scratch.join(format!("{name}.tar"));
     let image = oci::Image { name: image, created: "1970-01-01T00:00:00Z", labels: &[], entry };
-    oci::write(&archive, &image, &layers)?;
+    oci::write(&archive, &image, &layers, oci::Packing::Plain)?;
     Ok(archive)
 }
 

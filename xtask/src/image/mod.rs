@@ -103,7 +103,7 @@ fn write(archive: &Path, program: &Path, name: &str, commit: &Commit) -> Result<
     oci::layer(&layer, &files)?;
     let entry = oci::Entry { program: &["/usr/local/bin/causeway"], command: &["node"], ..oci::Entry::default() };
     let image = oci::Image { name, created: &commit.created, labels: &commit.labels(), entry };
-    let digest = oci::write(archive, &image, &[&layer])?;
+    let digest = oci::write(archive, &image, &[&layer], oci::Packing::Gzip)?;
     fs::remove_file(&layer).map_err(|error| format!("cannot remove {}: {error}", layer.display()))?;
     Ok(digest)
 }

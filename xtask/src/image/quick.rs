@@ -31,7 +31,7 @@ pub fn run(name: Option<&str>, out: Option<&Path>) -> Result<()> {
     let entry = oci::Entry { program: &["/usr/local/bin/causeway"], command: &["node"], ..oci::Entry::default() };
     let name = name.unwrap_or(NAME);
     let image = oci::Image { name, created: "1970-01-01T00:00:00Z", labels: &[], entry };
-    let digest = oci::write(&archive, &image, &[&layer])?;
+    let digest = oci::write(&archive, &image, &[&layer], oci::Packing::Plain)?;
     std::fs::remove_file(&layer).map_err(|error| format!("cannot remove {}: {error}", layer.display()))?;
     println!("{name}\n{digest}\n{}", archive.display());
     Ok(())

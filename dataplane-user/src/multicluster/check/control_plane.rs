@@ -36,7 +36,7 @@ pub(super) fn kinds(scene: &Scene) -> Vec<Finding> {
                     Finding::warning("kinds", format!("objects of kind {kind:?} cannot be read: {reason}"), context)
                         .why("checks that look at them find nothing")
                         .repair(format!(
-                            "use a context with that right, or: kubectl --context {context} auth can-i --list"
+                            "kubectl --context {context} auth can-i --list # and use a context with that right"
                         ))
                 }
             }
@@ -123,19 +123,23 @@ pub(super) fn pods(scene: &Scene) -> Vec<Finding> {
         });
         for istiod in istiods {
             let count = |pointer: &str| istiod.pointer(pointer).and_then(serde_json::Value::as_u64);
-            let (wanted, ready) = (count("/spec/replicas").unwrap_or(1), count("/status/readyReplicas").unwrap_or(0));
+            let (asked, ready) = (count("/spec/replicas").unwrap_or(1), count("/status/readyReplicas").unwrap_or(0));
+            // Nobody wants none of them.
+            let wanted = asked.max(1);
             if ready < wanted {
                 let name = full_name(istiod);
+                let (namespace, short) = name.split_once('/').unwrap_or_default();
+                let repair = if asked == 0 {
+                    format!("kubectl --context {context} -n {namespace} scale deployment/{short} --replicas=1")
+                } else {
+                    restart("deployment", &name)
+                };
                 let finding = Finding::error(
                     "pods",
                     format!("{ready} of {wanted} pods of istiod are ready"),
                     format!("{context}: deployment {name}"),
                 );
-                findings.push(
-                    finding
-                        .why("certificates are not renewed and changes are not told")
-                        .repair(restart("deployment", &name)),
-                );
+                findings.push(finding.why("certificates are not renewed and changes are not told").repair(repair));
             }
         }
         for agent in cluster.agents() {

@@ -1,6 +1,6 @@
 //! Entry points, what answers there, and links that lead elsewhere.
 
-use super::{Scene, linked, no_address};
+use super::{Scene, addressed, linked, no_address};
 use crate::multicluster::facts::Cluster;
 use crate::multicluster::finding::Finding;
 use crate::multicluster::names::{EAST_WEST, GATEWAY, GATEWAY_NAMESPACE, HBONE_PORT, REMOTE};
@@ -37,9 +37,7 @@ pub(super) fn gateways(scene: &Scene) -> Vec<Finding> {
                     format!("{context}: gateway {}", gateway.name),
                 );
                 findings.push(
-                    finding
-                        .why("istiod does not stand behind its addresses")
-                        .repair(format!("causeway multicluster expose --context {context}")),
+                    finding.why("istiod does not stand behind its addresses").repair(addressed(cluster, gateway)),
                 );
             }
         }
@@ -109,7 +107,7 @@ pub(super) fn peers(scene: &Scene) -> Vec<Finding> {
 
 fn of_link(from: &Cluster, to: &Cluster) -> Vec<Finding> {
     let name = to.label();
-    let link = format!("causeway multicluster link --from {} --to {}", from.context, to.context);
+    let link = to.link_from(from);
     let own: Vec<_> = to.gateways(EAST_WEST);
     let remote: Vec<_> = from
         .gateways(REMOTE)
@@ -124,12 +122,8 @@ fn of_link(from: &Cluster, to: &Cluster) -> Vec<Finding> {
             format!("{} reads {} and has no way into its network", from.context, to.context),
             format!("{}: secret for {name}", from.context),
         );
-        let way = if entry.is_some() { " --node-port" } else { "" };
-        findings.push(
-            finding
-                .why("services of that cluster have endpoints that cannot be reached")
-                .repair(format!("{link}{way}")),
-        );
+        findings
+            .push(finding.why("services of that cluster have endpoints that cannot be reached").repair(link.clone()));
     }
     for gateway in &remote {
         let place = format!("{}: gateway {}", from.context, gateway.name);
@@ -143,11 +137,7 @@ fn of_link(from: &Cluster, to: &Cluster) -> Vec<Finding> {
                 format!("it is labelled with network {:?}; {} is in {:?}", gateway.network, to.context, to.network()),
                 &place,
             );
-            findings.push(
-                finding
-                    .why("the gateway is used for a network that is not behind it")
-                    .repair(format!("{link} --node-port")),
-            );
+            findings.push(finding.why("the gateway is used for a network that is not behind it").repair(link.clone()));
         }
         if format!("{namespace}/{}", gateway.account) != expected && to.gateway_namespace == GATEWAY_NAMESPACE {
             let finding = Finding::error(
@@ -161,7 +151,7 @@ fn of_link(from: &Cluster, to: &Cluster) -> Vec<Finding> {
             findings.push(
                 finding
                     .why("the gateway proves another identity than the one expected: connections end at outer-tls")
-                    .repair(format!("{link} --node-port")),
+                    .repair(link.clone()),
             );
         }
         if gateway.port != HBONE_PORT && !own.is_empty() {
@@ -187,9 +177,7 @@ fn of_link(from: &Cluster, to: &Cluster) -> Vec<Finding> {
                 };
                 let finding = Finding::error("peers", what, &place);
                 findings.push(
-                    finding
-                        .why("a share of new tunnels is dialled to where nobody listens")
-                        .repair(format!("{link} --node-port")),
+                    finding.why("a share of new tunnels is dialled to where nobody listens").repair(link.clone()),
                 );
             }
         }

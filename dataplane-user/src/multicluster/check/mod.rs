@@ -158,11 +158,16 @@ pub(super) fn no_istiod(cluster: &Cluster) -> Finding {
 
 /// A gateway object whose status holds no address.
 pub(super) fn no_address(cluster: &Cluster, gateway: &Gateway) -> Finding {
-    let (namespace, name) = gateway.name.split_once('/').unwrap_or_default();
     Finding::error("gateway", "the gateway has no address", format!("{}: gateway {}", cluster.context, gateway.name))
         .why("istiods of other clusters publish only addresses of its status: a load balancer's, once a ready pod is behind it")
-        .repair(format!(
-            "kubectl --context {} -n {namespace} get gateway/{name} service pods # without load balancers: causeway multicluster expose --context {} --node-port",
-            cluster.context, cluster.context
-        ))
+        .repair(addressed(cluster, gateway))
+}
+
+/// The command that shows what keeps a gateway from its address, and the way without.
+fn addressed(cluster: &Cluster, gateway: &Gateway) -> String {
+    let namespace = gateway.name.split('/').next().unwrap_or_default();
+    format!(
+        "kubectl --context {} -n {namespace} get gateways,services,pods # without load balancers: causeway multicluster expose --context {} --node-port",
+        cluster.context, cluster.context
+    )
 }

@@ -5,6 +5,7 @@ use serde_json::Value;
 use super::Scene;
 use crate::multicluster::facts::{Cluster, NodeReport};
 use crate::multicluster::finding::Finding;
+use crate::multicluster::names::GATEWAY;
 use crate::multicluster::objects::{list, number, text};
 
 /// Seconds after which a failure is history.
@@ -13,10 +14,10 @@ const LATELY: u64 = 30;
 /// Everything the agents report that is not as it should be.
 pub(super) fn nodes(scene: &Scene) -> Vec<Finding> {
     let reports = scene.clusters.iter().flat_map(|cluster| cluster.reports.iter().map(move |report| (cluster, report)));
-    reports.flat_map(|(cluster, report)| node(cluster, report)).collect()
+    reports.flat_map(|(cluster, report)| node(scene, cluster, report)).collect()
 }
 
-fn node(cluster: &Cluster, report: &NodeReport) -> Vec<Finding> {
+fn node(scene: &Scene, cluster: &Cluster, report: &NodeReport) -> Vec<Finding> {
     let (context, pod) = (&cluster.context, &report.pod);
     let (namespace, name) = pod.split_once('/').unwrap_or_default();
     let place = format!("{context}: node {}, pod {pod}", report.node);
@@ -83,7 +84,7 @@ fn node(cluster: &Cluster, report: &NodeReport) -> Vec<Finding> {
         let legs = format!("kubectl --context {context} -n {namespace} logs {name} | grep 'leg={leg}'");
         findings.push(finding.why("connections of this node to that network fail, or take another way").repair(legs));
     }
-    findings.extend(reached(cluster, report, &place));
+    findings.extend(reached(scene, cluster, report, &place));
     for plane in list(said, "/control_planes").filter(|plane| plane["connected"] == false) {
         let what =
             format!("no connection to the control plane at {}: {}", text(plane, "/address"), text(plane, "/error"));
@@ -94,7 +95,7 @@ fn node(cluster: &Cluster, report: &NodeReport) -> Vec<Finding> {
 }
 
 /// What pods of the node cannot reach of other networks, as the agent found by trying.
-fn reached(cluster: &Cluster, report: &NodeReport, place: &str) -> Vec<Finding> {
+fn reached(scene: &Scene, cluster: &Cluster, report: &NodeReport, place: &str) -> Vec<Finding> {
     let (context, pod) = (&cluster.context, &report.pod);
     let (namespace, name) = pod.split_once('/').unwrap_or_default();
     let mut findings = Vec::new();
@@ -110,14 +111,18 @@ fn reached(cluster: &Cluster, report: &NodeReport, place: &str) -> Vec<Finding> 
     };
     for one in list(reached, "/entry_points").filter(|one| one["error"].is_string()) {
         let (network, address, leg) = (text(one, "/network"), text(one, "/address"), text(one, "/leg"));
+        let authority = text(one, "/authority");
         let what = format!(
-            "{} cannot be reached through the entry point {address} of {network}: {leg}: {}",
-            text(one, "/authority"),
+            "{authority} cannot be reached through the entry point {address} of {network}: {leg}: {}",
             text(one, "/error")
         );
-        let legs = format!("kubectl --context {context} -n {namespace} logs {name} | grep 'leg={leg}'");
+        let to = scene.clusters.iter().find(|other| other.network() == network);
+        let repair = to.map_or_else(
+            || format!("kubectl --context {context} -n {namespace} logs {name} | grep 'leg={leg}'"),
+            |to| opened(cluster, to, (address, authority), leg),
+        );
         let finding = Finding::error("nodes", what, place);
-        findings.push(finding.why("connections of this node to that network fail, or take another way").repair(legs));
+        findings.push(finding.why("connections of this node to that network fail, or take another way").repair(repair));
     }
     for one in list(reached, "/allotted").filter(|one| one["error"].is_string()) {
         let (service, address) = (text(one, "/service"), text(one, "/address"));
@@ -131,4 +136,21 @@ fn reached(cluster: &Cluster, report: &NodeReport, place: &str) -> Vec<Finding> 
         );
     }
     findings
+}
+
+/// How the way into another cluster is opened again, or who there knows why a leg of it failed.
+fn opened(from: &Cluster, to: &Cluster, (address, authority): (&str, &str), leg: &str) -> String {
+    let gateways = format!("kubectl --context {} -n {}", to.context, to.gateway_namespace);
+    match leg {
+        "outer-tcp" => {
+            let port = address.rsplit(':').next().unwrap_or_default();
+            format!("{gateways} get service,pods -o wide # and let TCP port {port} pass from node to node")
+        }
+        "outer-tls" => to.link_from(from),
+        "inner-tls" => format!(
+            "kubectl --context {} -n {} logs -l app=causeway --tail=-1 --prefix --max-log-requests=100 | grep 'leg='",
+            to.context, to.istio_namespace
+        ),
+        _ => format!("{gateways} logs -l app={GATEWAY} --tail=-1 --prefix | grep '{authority}'"),
+    }
 }

@@ -63,7 +63,11 @@ pub(super) fn domains(scene: &Scene) -> Vec<Finding> {
             findings.push(
                 finding
                     .why("istiod publishes identities of other clusters under its own trust domain: each node needs to be told the other, with its roots")
-                    .repair("name it under trust in the model file of every node (causeway schema), or use one trust domain"),
+                    .repair(format!(
+                        "helm upgrade istiod istio/istiod --kube-context {} -n {} --reuse-values --set meshConfig.trustDomain={} \
+                         # to keep both: name the other under trust in the model file of every node (causeway schema)",
+                        to.context, to.istio_namespace, from.trust_domain()
+                    )),
             );
         }
     }
