@@ -146,7 +146,7 @@ fn charts_make_what_the_commands_make_and_the_api_server_takes_it() {
             format!("helm template {GATEWAY} {charts}/causeway-gateway -n {NAMESPACE} --kube-version 1.35.0 {values}");
         let rendered = documents(&stage.operator, &template);
         let wanted: Vec<&Value> =
-            generated["apply"].as_array().unwrap().iter().filter(|object| object["kind"] != "Namespace").collect();
+            generated[0]["apply"].as_array().unwrap().iter().filter(|object| object["kind"] != "Namespace").collect();
         assert_eq!(rendered.len(), wanted.len(), "{kind}, {exports}: objects");
         for object in wanted {
             let same = rendered

@@ -79,7 +79,11 @@ fn found(clusters: &Clusters, text: &str) -> Value {
         found.is_some()
     });
     let found = found.unwrap_or_else(|| {
-        panic!("{text:?} is not found: {}", String::from_utf8_lossy(&clusters.try_shell(CHECK).unwrap().stdout))
+        let nodes = "for c in cluster1 cluster2; do for p in $(kubectl --context $c -n istio-system get pods -l app=causeway -o name); do \
+                     kubectl --context $c get --raw /api/v1/namespaces/istio-system/pods/${p#pod/}:15020/proxy/reach; echo; \
+                     kubectl --context $c -n istio-system exec ${p#pod/} -- /usr/local/bin/causeway services; done; done";
+        let said = |line: &str| String::from_utf8_lossy(&clusters.try_shell(line).unwrap().stdout).into_owned();
+        panic!("{text:?} is not found: {}\nwhat nodes can reach: {}", said(CHECK), said(nodes))
     });
     println!("{}\n  where  {}\n  why    {}\n  repair {}", found["what"], found["where"], found["why"], found["repair"]);
     found
@@ -153,6 +157,10 @@ fn what_nodes_lack_is_found_on_them() {
 
     // An address of 240.0.0.0/4 that leads nowhere.
     clusters.apply(1, NOWHERE).unwrap();
+    let address = "{.status.addresses[*].value}";
+    let allotted = || clusters.field(1, "shop", "serviceentry/nowhere", address);
+    process::until(PATIENCE, || allotted().is_ok_and(|found| found.contains("240.240.")))
+        .unwrap_or_else(|error| panic!("istiod allots no address: {error}: {:?}", allotted()));
     let finding = found(&clusters, "nowhere.example.com has the allotted address 240.240.");
     let said = repair(&clusters, &finding);
     assert!(said.contains("nowhere.example.com"), "{said}");

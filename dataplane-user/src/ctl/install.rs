@@ -29,7 +29,7 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t)]
     platform: Platform,
     /// Namespace of all objects; that of istiod, whose root certificate is read from a config map there.
-    #[arg(long, default_value = "istio-system", value_parser = label)]
+    #[arg(long, default_value = "istio-system", value_parser = super::multicluster::namespace)]
     namespace: String,
     /// Name of the cluster, as istiod knows it.
     #[arg(long, default_value = "Kubernetes", value_parser = label)]
@@ -45,10 +45,11 @@ pub struct Args {
 /// Texts that may stand anywhere in the manifest without quotes.
 fn label(text: &str) -> Result<String, String> {
     let fit = |character: char| character.is_ascii_alphanumeric() || "-._".contains(character);
-    if text.len() <= 63 && text.chars().all(fit) {
+    let ends = |character: Option<char>| character.is_none_or(|character| character.is_ascii_alphanumeric());
+    if text.len() <= 63 && text.chars().all(fit) && ends(text.chars().next()) && ends(text.chars().last()) {
         Ok(text.to_owned())
     } else {
-        Err("write at most 63 letters, digits, '-', '.' and '_'".to_owned())
+        Err("write at most 63 letters, digits, '-', '.' and '_', with a letter or digit at either end".to_owned())
     }
 }
 
@@ -113,6 +114,7 @@ mod tests {
 
     #[test]
     fn what_could_break_the_manifest_is_refused() {
+        assert!(label("").is_ok() && label("-a").is_err() && label("a.").is_err());
         assert!(label("a b").is_err() && label("x\ny").is_err() && label(&"x".repeat(64)).is_err());
         assert!(image("").is_err() && image("a: b").is_err() && image("r.io/a@sha256:12").is_ok());
     }

@@ -1,6 +1,6 @@
 //! `causeway workloads | services | policies | certs | connections`: tables of what a running daemon knows.
 
-use std::{path::PathBuf, time::SystemTime};
+use std::{io::ErrorKind, path::PathBuf, time::SystemTime};
 
 use serde_json::Value;
 
@@ -57,8 +57,17 @@ type Column = (&'static str, fn(&Value) -> String);
 /// Nobody answers there.
 pub fn ask(socket: &std::path::Path, topic: Topic) -> Result<Value, Box<dyn std::error::Error>> {
     admin::ask(socket, topic).map_err(|error| {
-        format!("no daemon answers on {}: {error}; is it running, and is this its run directory?", socket.display())
-            .into()
+        let socket = socket.display();
+        let text = match error.kind() {
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+                format!("what listens on {socket} does not answer within {} s", admin::PATIENCE.as_secs())
+            }
+            ErrorKind::InvalidData | ErrorKind::UnexpectedEof => {
+                format!("what answers on {socket} is no daemon of Causeway: {error}")
+            }
+            _ => format!("no daemon answers on {socket}: {error}; is it running, and is this its run directory?"),
+        };
+        text.into()
     })
 }
 

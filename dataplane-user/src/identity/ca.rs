@@ -44,14 +44,16 @@ pub fn create(out: &Path, trust_domain: &str, clusters: &[String]) -> Result<Cre
     SpiffeId::new(trust_domain, "default", "default")
         .map_err(|error| IdentityError::Unavailable { identity: trust_domain.to_owned(), reason: error.to_string() })?;
     for cluster in clusters {
-        let usable = !cluster.is_empty()
+        let usable = (1..=63).contains(&cluster.len())
             && !cluster.starts_with('.')
+            // Those of the root stand beside the clusters' folders.
+            && !cluster.ends_with(".pem")
             && cluster.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
         if !usable {
             return Err(IdentityError::Malformed {
                 path: out.join(cluster),
                 reason: format!(
-                    "cluster name {cluster:?} is not usable as a directory; use letters, digits, '.', '_' and '-'"
+                    "cluster name {cluster:?} is not usable as a directory; use at most 63 letters, digits, '.', '_' and '-', and no name that ends in .pem"
                 ),
             });
         }

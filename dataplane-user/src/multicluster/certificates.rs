@@ -3,7 +3,6 @@
 use base64::Engine as _;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
-use serde_json::Value;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::facts::{Cluster, Kind};
@@ -49,18 +48,23 @@ impl Authorities {
     #[must_use]
     pub fn of(cluster: &Cluster) -> Self {
         let namespace = cluster.istio_namespace.as_str();
-        let mut found = Self::default();
+        let (mut found, mut broken) = (Self::default(), Vec::new());
         for name in ["cacerts", "istio-ca-secret"] {
             let Some(secret) = cluster.named(Kind::Secret, namespace, name) else { continue };
-            let pem = |key: &str| {
-                let data = secret.pointer("/data").and_then(|data| data.get(key)).and_then(Value::as_str)?;
-                base64::engine::general_purpose::STANDARD.decode(data).ok()
+            let mut pem = |key: &str| {
+                let data = secret.pointer("/data").and_then(|data| data.get(key))?;
+                let bytes = data.as_str().and_then(|data| base64::engine::general_purpose::STANDARD.decode(data).ok());
+                if bytes.is_none() {
+                    broken.push(format!("{key}: not in base 64"));
+                }
+                bytes
             };
+            let (signing, between, roots) = (pem("ca-cert.pem"), pem("cert-chain.pem"), pem("root-cert.pem"));
             found.source = format!("secret {namespace}/{name}");
-            found.signing = pem("ca-cert.pem").and_then(|pem| found.read("ca-cert.pem", &pem).into_iter().next());
-            found.between = pem("cert-chain.pem").map(|pem| found.read("cert-chain.pem", &pem)).unwrap_or_default();
+            found.signing = signing.as_ref().and_then(|pem| found.read("ca-cert.pem", pem).into_iter().next());
+            found.between = between.map(|pem| found.read("cert-chain.pem", &pem)).unwrap_or_default();
             // The self-signed authority of istiod is its own root.
-            let roots = pem("root-cert.pem").filter(|pem| !pem.is_empty()).or_else(|| pem("ca-cert.pem"));
+            let roots = roots.filter(|pem| !pem.is_empty()).or(signing);
             found.roots = roots.map(|pem| found.read("root-cert.pem", &pem)).unwrap_or_default();
             break;
         }
@@ -69,6 +73,7 @@ impl Authorities {
             let new: Vec<Authority> = more.into_iter().filter(|root| !found.roots.contains(root)).collect();
             found.roots.extend(new);
         }
+        found.broken.extend(broken);
         found
     }
 
@@ -79,6 +84,9 @@ impl Authorities {
                 Ok(authority) => found.push(authority),
                 Err(error) => self.broken.push(format!("{name}: {error}")),
             }
+        }
+        if found.is_empty() && !pem.is_empty() && !self.broken.iter().any(|one| one.starts_with(name)) {
+            self.broken.push(format!("{name}: no certificate in it"));
         }
         found
     }

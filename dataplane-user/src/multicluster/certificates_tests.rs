@@ -64,3 +64,22 @@ fn intermediates_lead_to_their_own_root_alone_and_have_their_time() {
         }
     }
 }
+
+#[test]
+fn what_cannot_be_read_is_no_authority_and_told() {
+    let folder = std::env::temp_dir().join(format!("causeway-unreadable-{}", std::process::id()));
+    let fine = clusters(&folder, &["c1"]).remove(0);
+    std::fs::remove_dir_all(&folder).unwrap();
+    assert_eq!(Authorities::of(&fine).broken, Vec::<String>::new());
+    let encoded = |text: &str| json!(base64::engine::general_purpose::STANDARD.encode(text));
+    for (file, value, expected) in [
+        ("ca-cert.pem", json!("!!!"), "ca-cert.pem: not in base 64"),
+        ("cert-chain.pem", json!(7), "cert-chain.pem: not in base 64"),
+        ("root-cert.pem", encoded("x"), "root-cert.pem: no certificate in it"),
+    ] {
+        let mut cluster = fine.clone();
+        cluster.objects.get_mut(&Kind::Secret).unwrap()[0]["data"][file] = value;
+        let broken = Authorities::of(&cluster).broken;
+        assert_eq!(broken, [expected]);
+    }
+}

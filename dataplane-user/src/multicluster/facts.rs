@@ -209,12 +209,13 @@ impl Cluster {
 
     /// istiod, if there is one.
     pub fn istiod(&self) -> Option<Istiod> {
-        let is_istiod = |object: &&Value| {
-            text(object, "/metadata/namespace") == self.istio_namespace
-                && (label(object, "app") == "istiod" || label(object, "istio") == "pilot")
-        };
-        let found = self.of(Kind::Deployment).iter().find(is_istiod)?;
+        let found = self.of(Kind::Deployment).iter().find(|object| self.is_istiod(object))?;
         Some(Istiod { name: text(found, "/metadata/name").to_owned(), settings: settings(found) })
+    }
+
+    fn is_istiod(&self, deployment: &Value) -> bool {
+        text(deployment, "/metadata/namespace") == self.istio_namespace
+            && (label(deployment, "app") == "istiod" || label(deployment, "istio") == "pilot")
     }
 
     /// The cluster's name, as istiod knows it.
@@ -226,6 +227,23 @@ impl Cluster {
     /// What other people call it: its name, else its context.
     pub fn label(&self) -> String {
         self.name().unwrap_or_else(|| self.context.clone())
+    }
+
+    /// The command that gives istiod another value, and neither a newer version nor fewer defaults with it.
+    pub fn istiod_upgrade(&self, set: &str) -> String {
+        let chart = self.of(Kind::Deployment).iter().filter(|object| self.is_istiod(object));
+        let chart = chart.map(|object| label(object, "helm.sh/chart")).next().unwrap_or_default();
+        let version = chart.strip_prefix("istiod-").map(|version| format!(" --version {version}")).unwrap_or_default();
+        format!(
+            "helm upgrade istiod istio/istiod{version} --kube-context {} -n {} --reset-then-reuse-values --set {set}",
+            self.context, self.istio_namespace
+        )
+    }
+
+    /// Why the mesh's configuration cannot be read, if that is so.
+    pub fn mesh_error(&self) -> Option<String> {
+        let map = self.named(Kind::ConfigMap, &self.istio_namespace, "istio")?;
+        serde_yaml_ng::from_str::<Value>(text(map, "/data/mesh")).err().map(|error| error.to_string())
     }
 
     /// The mesh's configuration.

@@ -70,12 +70,30 @@ impl std::fmt::Display for Finding {
             Severity::Warning => "warning",
             Severity::Error => "error",
         };
-        writeln!(f, "{} {severity}: {}", self.check, self.what)?;
+        writeln!(f, "{} {severity}: {}", self.check, printable(&self.what))?;
         for (name, text) in [("where", &self.place), ("why", &self.why), ("repair", &self.repair)] {
             if !text.is_empty() {
-                writeln!(f, "  {name:<7}{text}")?;
+                writeln!(f, "  {name:<7}{}", printable(text))?;
             }
         }
         Ok(())
+    }
+}
+
+/// What API servers say comes from others, and shall neither move a cursor nor end a line of a command.
+fn printable(text: &str) -> String {
+    text.chars().map(|letter| if letter.is_control() { '\u{fffd}' } else { letter }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_others_say_moves_the_cursor_or_ends_a_line() {
+        let finding = Finding::error("names", "a\u{1b}[31mb", "c\nd").why("e\r").repair("f\ng");
+        let text = finding.to_string();
+        assert_eq!(text.lines().count(), 4, "{text}");
+        assert!(text.chars().all(|letter| letter == '\n' || !letter.is_control()), "{text:?}");
     }
 }

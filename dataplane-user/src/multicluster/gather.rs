@@ -72,7 +72,12 @@ pub async fn cluster(api: &Api, istio_namespace: &str, gateway_namespace: &str) 
     ] {
         match api.list(&path).await {
             Ok(objects) => drop(cluster.objects.insert(kind, objects)),
-            Err(Failure::Missing(_)) => drop(cluster.unread.insert(kind, Unread::NoSuchKind)),
+            Err(Failure::Missing(_)) if [Kind::Gateway, Kind::WorkloadEntry].contains(&kind) => {
+                drop(cluster.unread.insert(kind, Unread::NoSuchKind));
+            }
+            Err(Failure::Missing(reason)) => {
+                return Err(format!("{reason}; every API server knows this: is the path of the server's URL right?"));
+            }
             Err(Failure::Forbidden(reason)) => drop(cluster.unread.insert(kind, Unread::Forbidden(reason))),
             Err(Failure::Other(reason)) => return Err(reason),
         }

@@ -17,6 +17,8 @@ pub mod probe;
 pub mod reader;
 
 #[cfg(test)]
+mod api_tests;
+#[cfg(test)]
 mod certificates_tests;
 #[cfg(test)]
 mod nodes_tests;

@@ -28,6 +28,7 @@ fn what_agents_say_of_themselves_is_found() {
     for (said, expected) in [
         (Ok(well.clone()), ""),
         (Err("no answer within 5 s".to_owned()), "the agent was not asked: no answer within 5 s"),
+        (Ok(json!([1])), "the agent was not asked: what it says is no status"),
         (with("/trouble", json!("no cgroup")), "no cgroup"),
         (with("/look/programs/outbound4", json!(false)), "programs are not attached: outbound4"),
         (with("/look/detached", json!({"outbound4": 2})), "somebody detached programs: outbound4 2 times"),

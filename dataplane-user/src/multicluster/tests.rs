@@ -66,6 +66,13 @@ pub(super) fn cluster(number: u8) -> Cluster {
     cluster
 }
 
+/// Gives a cluster another name.
+fn rename(cluster: &mut Cluster, name: &str) {
+    let containers = "/spec/template/spec/containers/0/env/0/value";
+    let istiod = &mut cluster.objects.get_mut(&Kind::Deployment).unwrap()[0];
+    *istiod.pointer_mut(containers).unwrap() = json!(name);
+}
+
 /// As [`cluster`], with an entry point whose pod is ready.
 pub(super) fn exposed(number: u8, node_port: bool) -> Cluster {
     let mut cluster = cluster(number);
@@ -109,7 +116,7 @@ fn scene(way: &Way) -> Scene {
     let node_port = *way != Way::LoadBalancer;
     let (mut one, two) = (cluster(1), exposed(2, node_port));
     linked(&mut one, &two, way);
-    Scene { clusters: vec![one, two], probes: Vec::new(), now: 0 }
+    Scene { clusters: vec![one, two], ..Scene::default() }
 }
 
 fn node_port() -> Way {
@@ -264,6 +271,37 @@ fn what_is_broken_is_what_is_found() {
             },
             "believes that c2 is in trust domain \"x\"",
         ),
+        ("access", |s| s.silent.push(("c3".to_owned(), "refused".to_owned())), "the cluster cannot be read: refused"),
+        (
+            "istiod",
+            |s| {
+                s.clusters[0].objects.insert(Kind::Deployment, Vec::new());
+                s.clusters[0].unread.insert(Kind::Deployment, Unread::Forbidden("no right".to_owned()));
+            },
+            "objects of kind Deployment cannot be read: no right",
+        ),
+        (
+            "network",
+            |s| {
+                s.clusters[0].objects.insert(Kind::Namespace, Vec::new());
+                s.clusters[0].unread.insert(Kind::Namespace, Unread::Forbidden("no right".to_owned()));
+            },
+            "objects of kind Namespace cannot be read: no right",
+        ),
+        (
+            "istiod",
+            |s| s.clusters[0].objects.get_mut(&Kind::ConfigMap).unwrap()[0]["data"]["mesh"] = json!("trustDomain: ["),
+            "the mesh configuration cannot be read",
+        ),
+        (
+            "names",
+            |s| {
+                rename(&mut s.clusters[0], "cluster-1");
+                rename(&mut s.clusters[1], "cluster_1");
+            },
+            "the names cluster-1 and cluster_1 are one",
+        ),
+        ("names", |s| rename(&mut s.clusters[1], "___"), "has no letter and no digit"),
         (
             "waypoints",
             |s| {

@@ -104,6 +104,9 @@ async fn converse(stream: UnixStream, answer: Answer) -> io::Result<()> {
     }
 }
 
+/// How long a daemon may take to answer.
+pub const PATIENCE: Duration = Duration::from_secs(5);
+
 /// Asks a daemon for a topic, from a process without a runtime.
 ///
 /// # Errors
@@ -111,7 +114,7 @@ async fn converse(stream: UnixStream, answer: Answer) -> io::Result<()> {
 pub fn ask(path: &Path, topic: Topic) -> io::Result<Value> {
     use std::io::{BufRead, Write};
     let mut stream = std::os::unix::net::UnixStream::connect(path)?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
     writeln!(stream, "{}", json!({ "get": topic }))?;
     let mut line = String::new();
     io::BufReader::new(stream).read_line(&mut line)?;

@@ -15,7 +15,15 @@ static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 
 /// What the log shows when nobody said otherwise.
 fn initial() -> EnvFilter {
-    EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"))
+    let told = std::env::var(EnvFilter::DEFAULT_ENV).unwrap_or_default();
+    EnvFilter::try_new(without_answers(&told)).unwrap_or_else(|_| EnvFilter::new(without_answers("")))
+}
+
+/// The client of the Kubernetes API logs whole answers that it cannot read, and those may hold keys: only who names it sees
+/// its lines.
+fn without_answers(directives: &str) -> String {
+    let directives = if directives.trim().is_empty() { "info" } else { directives };
+    if directives.contains("kube_client") { directives.to_owned() } else { format!("{directives},kube_client=off") }
 }
 
 /// Starts the log: the level comes from `RUST_LOG`, the form from `LOG_FORMAT` (`json` or text).
@@ -101,6 +109,18 @@ mod tests {
                 (Err(error), Err(said)) => assert!(error.contains(said), "{directives}: {error}"),
                 (found, _) => panic!("{directives}: {found:?}"),
             }
+        }
+    }
+
+    #[test]
+    fn answers_of_the_api_are_not_logged_unless_somebody_asks_for_them() {
+        for (told, expected) in [
+            ("", "info,kube_client=off"),
+            (" ", "info,kube_client=off"),
+            ("debug", "debug,kube_client=off"),
+            ("info,kube_client=debug", "info,kube_client=debug"),
+        ] {
+            assert_eq!(without_answers(told), expected);
         }
     }
 

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use causeway_ebpf::abi::LAYOUT_VERSION;
+use tracing::warn;
 
 use super::bpf;
 use super::cgroup::is_bpffs;
@@ -224,6 +225,14 @@ fn remove_tree(folder: &Path) -> io::Result<()> {
     fs::remove_dir(folder)
 }
 
+/// What is pinned outlives a daemon only where the mount does, and that of a container does not.
+fn told(path: &Path) {
+    warn!(
+        "no BPF file system was mounted at {0}: it is now; if this is a container, what is pinned ends with it, so mount it on the node: mount -t bpf bpf {0}",
+        path.display()
+    );
+}
+
 /// Mounts the BPF file system at `path` if it is not.
 fn mount(path: &Path) -> Result<(), LoadError> {
     let failed = |action: &'static str| move |source| LoadError::Io { action, path: path.to_owned(), source };
@@ -238,7 +247,7 @@ fn mount(path: &Path) -> Result<(), LoadError> {
     let kind = c"bpf".as_ptr();
     // SAFETY: the pointers are strings that live until the call returns.
     let result = unsafe { libc::mount(kind, target.as_ptr(), kind, 0, std::ptr::null()) };
-    check(result).map(drop).map_err(|source| match source.raw_os_error() {
+    check(result).map(|_| told(path)).map_err(|source| match source.raw_os_error() {
         Some(libc::EPERM) => LoadError::Privilege {
             action: format!("mounting the BPF file system at {} (or mount it there beforehand)", path.display()),
             capability: "CAP_SYS_ADMIN",

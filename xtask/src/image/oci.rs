@@ -1,5 +1,6 @@
-//! Images in the layout of the Open Container Initiative, as one archive that every container runtime imports: `oci-layout`,
-//! `index.json`, and blobs that are named by their content.
+//! Images in the layout of the Open Container Initiative, as one archive that container runtimes import: `oci-layout`,
+//! `index.json`, and blobs that are named by their content. `manifest.json` says the same to `docker load`, which reads nothing else
+//! where images are kept in Docker's own store.
 
 use super::tar;
 use crate::{Result, sh};
@@ -89,6 +90,7 @@ pub fn write(out: &Path, image: &Image<'_>, layers: &[&Path], packing: Packing) 
     let mut pack = || {
         archive.bytes("oci-layout", 0o644, br#"{"imageLayoutVersion":"1.0.0"}"#)?;
         archive.bytes("index.json", 0o644, index(image.name, &manifest).as_bytes())?;
+        archive.bytes("manifest.json", 0o644, for_docker(image.name, &config, &layers).as_bytes())?;
         archive.folder("blobs", 0o755)?;
         archive.folder("blobs/sha256", 0o755)?;
         for blob in [&manifest, &config].into_iter().chain(layers.iter().map(|layer| &layer.blob)) {
@@ -180,6 +182,12 @@ fn manifest(config: &Blob, layers: &[Packed]) -> String {
     )
 }
 
+fn for_docker(name: &str, config: &Blob, layers: &[Packed]) -> String {
+    let path = |blob: &Blob| format!("\"blobs/sha256/{}\"", blob.digest);
+    let layers: Vec<String> = layers.iter().map(|layer| path(&layer.blob)).collect();
+    format!(r#"[{{"Config":{},"RepoTags":[{}],"Layers":[{}]}}]"#, path(config), json(name), layers.join(","))
+}
+
 /// Both names are read: the first by tools of the standard, the second by containerd for the whole name.
 fn index(name: &str, manifest: &Blob) -> String {
     let tag = name.rsplit(':').next().unwrap_or("latest");
@@ -259,6 +267,7 @@ mod tests {
         let content = sha256(&place.join("layer")).expect("digest");
         assert!(text.contains(&format!("\"diff_ids\":[\"sha256:{content}\"]")));
         assert!(!text.contains(&format!("blobs/sha256/{content}")), "that is not what the archive holds");
+        assert!(text.contains(r#""RepoTags":["a.test/b:1"],"Layers":["blobs/sha256/"#), "docker load");
         std::fs::remove_dir_all(&place).expect("removed");
     }
 }

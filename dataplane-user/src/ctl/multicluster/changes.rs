@@ -10,6 +10,7 @@ use super::inspect::now;
 use super::{Ended, Expose, Form, Link, Links, Unlink};
 use crate::multicluster::check::{self, Scene};
 use crate::multicluster::expose::Exposure;
+use crate::multicluster::facts::Kind;
 use crate::multicluster::finding::Finding;
 use crate::multicluster::{link, probe, reader, yaml};
 
@@ -83,6 +84,9 @@ const ENTRY_STARTS: Duration = Duration::from_secs(15);
 
 pub(super) async fn link(args: &Link) -> Result<ExitCode, Ended> {
     let (contexts, pairs) = pairs(&args.links, args.to.as_ref())?;
+    if let Some((other, _)) = args.api_server.iter().find(|(context, _)| !contexts.contains(context)) {
+        return Err(Ended::Usage(format!("--api-server names the context {other:?}, which is none of those linked")));
+    }
     let known = read(&args.links.place, &contexts).await?;
     let way = args.way();
     let mut refused: Vec<Finding> = Vec::new();
@@ -91,7 +95,7 @@ pub(super) async fn link(args: &Link) -> Result<ExitCode, Ended> {
         let (Some(from), Some(to)) = (known.get(from), known.get(to)) else { continue };
         let plan = link::plan(&from.cluster, &to.cluster, &way);
         let mut scene =
-            Scene { clusters: vec![from.cluster.clone(), to.cluster.clone()], probes: Vec::new(), now: now() };
+            Scene { clusters: vec![from.cluster.clone(), to.cluster.clone()], now: now(), ..Scene::default() };
         if let (Ok(plan), false) = (&plan, args.skip_probe) {
             let (addresses, port) = &plan.dialled;
             let targets = addresses.iter().map(|address| (to.cluster.context.clone(), address.clone(), *port));
@@ -162,6 +166,16 @@ async fn secret(args: &Link, from: &Known, to: &Known) -> Result<Option<Value>, 
 pub(super) async fn unlink(args: &Unlink) -> Result<ExitCode, Ended> {
     if let (Some(from), Some(peer)) = (&args.links.from, &args.peer) {
         let known = read(&args.links.place, std::slice::from_ref(from)).await?;
+        readable(&known)?;
+        for Known { cluster, .. } in &known {
+            if link::unlinked(cluster, peer).is_empty() {
+                let linked: Vec<String> = cluster.remote_secrets().into_iter().map(|secret| secret.cluster).collect();
+                eprintln!(
+                    "causeway: nothing in {from} leads to a cluster called {peer:?}; it reads: {}",
+                    linked.join(", ")
+                );
+            }
+        }
         let changes = known.iter().map(|Known { cluster, .. }| Change {
             context: cluster.context.clone(),
             applied: Vec::new(),
@@ -175,6 +189,7 @@ pub(super) async fn unlink(args: &Unlink) -> Result<ExitCode, Ended> {
     }
     let (contexts, pairs) = pairs(&args.links, args.to.as_ref())?;
     let known = read(&args.links.place, &contexts).await?;
+    readable(&known)?;
     let mut changes = Vec::new();
     for (from, to) in pairs {
         let (Some(from), Some(to)) = (known.get(from), known.get(to)) else { continue };
@@ -193,6 +208,16 @@ pub(super) async fn unlink(args: &Unlink) -> Result<ExitCode, Ended> {
     finish(&known, changes, args.generate, args.links.place.output).await
 }
 
+/// Refuses to say that a link is gone where it could not be looked for: its parts, and the names of clusters.
+fn readable(known: &[Known]) -> Result<(), Ended> {
+    let kinds = [Kind::Secret, Kind::Gateway, Kind::Deployment];
+    let unknown = known
+        .iter()
+        .flat_map(|known| kinds.into_iter().filter_map(move |kind| check::unknown(&known.cluster, "access", kind)));
+    let unknown: Vec<Finding> = unknown.collect();
+    if unknown.is_empty() { Ok(()) } else { Err(Ended::Refused(unknown)) }
+}
+
 async fn apply(known: &Known, objects: &[Value]) -> Result<(), Ended> {
     for object in objects {
         known.api.apply(object).await.map_err(|error| Ended::Failed(error.to_string()))?;
@@ -203,18 +228,17 @@ async fn apply(known: &Known, objects: &[Value]) -> Result<(), Ended> {
 /// Prints the changes, or makes them and says what was done.
 async fn finish(known: &[Known], changes: Vec<Change>, generate: bool, form: Form) -> Result<ExitCode, Ended> {
     if generate {
+        if form == Form::Json {
+            let all = changes
+                .iter()
+                .map(|change| json!({"context": change.context, "apply": change.applied, "delete": change.deleted}));
+            println!("{}", all.collect::<Value>());
+            return Ok(ExitCode::SUCCESS);
+        }
         for change in &changes {
-            match form {
-                Form::Json => println!(
-                    "{}",
-                    json!({"context": change.context, "apply": change.applied, "delete": change.deleted})
-                ),
-                Form::Table => {
-                    for (what, objects) in [("apply", &change.applied), ("delete", &change.deleted)] {
-                        if !objects.is_empty() {
-                            print!("# kubectl --context {} {what} -f -\n{}", change.context, yaml(objects)?);
-                        }
-                    }
+            for (what, objects) in [("apply", &change.applied), ("delete", &change.deleted)] {
+                if !objects.is_empty() {
+                    print!("# kubectl --context {} {what} -f -\n{}", change.context, yaml(objects)?);
                 }
             }
         }
@@ -231,17 +255,20 @@ async fn finish(known: &[Known], changes: Vec<Change>, generate: bool, form: For
         apply(at, &change.applied).await?;
         done.extend(change.applied.into_iter().map(|object| (change.context.clone(), "applied", object)));
     }
+    let text = |object: &Value, pointer| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let named =
+        |object: &Value| (text(object, "/kind"), text(object, "/metadata/namespace"), text(object, "/metadata/name"));
+    if form == Form::Json {
+        let all = done.iter().map(|(context, what, object)| {
+            let (kind, namespace, name) = named(object);
+            json!({"context": context, *what: {"kind": kind, "namespace": namespace, "name": name}})
+        });
+        println!("{}", all.collect::<Value>());
+        return Ok(ExitCode::SUCCESS);
+    }
     for (context, what, object) in done {
-        let text = |pointer| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
-        let (kind, name, namespace) = (text("/kind"), text("/metadata/name"), text("/metadata/namespace"));
-        match form {
-            Form::Json => {
-                println!("{}", json!({"context": context, what: {"kind": kind, "namespace": namespace, "name": name}}))
-            }
-            Form::Table => {
-                println!("{context}: {what} {kind} {namespace}{}{name}", if namespace.is_empty() { "" } else { "/" })
-            }
-        }
+        let (kind, namespace, name) = named(&object);
+        println!("{context}: {what} {kind} {namespace}{}{name}", if namespace.is_empty() { "" } else { "/" });
     }
     Ok(ExitCode::SUCCESS)
 }

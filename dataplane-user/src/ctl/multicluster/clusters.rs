@@ -12,7 +12,22 @@ pub(super) struct Known {
 }
 
 /// Reads the clusters of these contexts; all of the kubeconfig if none is named.
+///
+/// # Errors
+/// The first one that cannot be read.
 pub(super) async fn read(place: &Place, contexts: &[String]) -> Result<Vec<Known>, Ended> {
+    let (known, mut silent) = read_each(place, contexts).await?;
+    if silent.is_empty() { Ok(known) } else { Err(Ended::Failed(silent.swap_remove(0).1)) }
+}
+
+/// As [`read`]; those that cannot be read are named, with the reason.
+///
+/// # Errors
+/// The contexts cannot be meant.
+pub(super) async fn read_each(
+    place: &Place,
+    contexts: &[String],
+) -> Result<(Vec<Known>, Vec<(String, String)>), Ended> {
     let config = api::kubeconfig(&place.kubeconfig).map_err(Ended::Usage)?;
     let all: Vec<String> = config.contexts.iter().map(|context| context.name.clone()).collect();
     let wanted = if contexts.is_empty() { &all } else { contexts };
@@ -28,10 +43,12 @@ pub(super) async fn read(place: &Place, contexts: &[String]) -> Result<Vec<Known
     for context in wanted {
         apis.push(Api::of(&config, context).await.map_err(Ended::Usage)?);
     }
-    let mut known = Vec::new();
+    let (mut known, mut silent) = (Vec::new(), Vec::new());
     for api in apis {
-        let cluster = gather::cluster(&api, &place.istio_namespace, &place.gateway_namespace).await?;
-        known.push(Known { api, cluster });
+        match gather::cluster(&api, &place.istio_namespace, &place.gateway_namespace).await {
+            Ok(cluster) => known.push(Known { api, cluster }),
+            Err(why) => silent.push((api.context, why)),
+        }
     }
-    Ok(known)
+    Ok((known, silent))
 }

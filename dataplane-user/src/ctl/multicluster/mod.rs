@@ -1,6 +1,7 @@
 //! `causeway multicluster`: expose clusters, link them, and say what is wrong between them.
 //!
-//! Exit codes: 0 all is well, 1 a check failed or something was refused, 2 the command line cannot be meant.
+//! Exit codes: 0 all is well, 1 a check failed or something was refused, 2 the command line cannot be meant, or a cluster cannot
+//! be read or changed.
 
 mod changes;
 mod clusters;
@@ -41,10 +42,10 @@ struct Place {
     #[arg(long, value_name = "FILES", value_delimiter = ',')]
     kubeconfig: Vec<PathBuf>,
     /// Where istiod is.
-    #[arg(long, value_name = "NAMESPACE", default_value = names::ISTIO_NAMESPACE)]
+    #[arg(long, value_name = "NAMESPACE", default_value = names::ISTIO_NAMESPACE, value_parser = namespace)]
     istio_namespace: String,
     /// Where gateways are, in every cluster alike.
-    #[arg(long, value_name = "NAMESPACE", default_value = names::GATEWAY_NAMESPACE)]
+    #[arg(long, value_name = "NAMESPACE", default_value = names::GATEWAY_NAMESPACE, value_parser = namespace)]
     gateway_namespace: String,
     /// How it is written.
     #[arg(short, long, value_enum, default_value_t)]
@@ -68,13 +69,13 @@ struct Expose {
     #[arg(long)]
     node_port: bool,
     /// Image of the gateway; that of the node agent if absent.
-    #[arg(long)]
+    #[arg(long, value_parser = clap::builder::NonEmptyStringValueParser::new())]
     image: Option<String>,
     /// Only the service and what describes it; pods with the label app: causeway-gateway come from somewhere else.
     #[arg(long, conflicts_with = "image")]
     no_pods: bool,
     /// Services that others may reach, as namespace/hostname; those labelled istio.io/global=true, now and later, if absent.
-    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = export)]
     exports: Vec<String>,
     /// Pass TLS connections at port 15012 on to istiod, for proxies of other clusters that this cluster's istiod serves.
     #[arg(long)]
@@ -143,7 +144,7 @@ struct Check {
     /// Only what can be known before Causeway is installed.
     #[arg(long)]
     precheck: bool,
-    /// Do not try the entry points from this machine.
+    /// Try no entry point and no name, neither from this machine nor from the nodes.
     #[arg(long)]
     skip_probe: bool,
     /// Show what holds, too.
@@ -169,10 +170,39 @@ impl From<String> for Ended {
 
 fn pair(text: &str) -> Result<(String, String), String> {
     let (context, url) = text.split_once('=').ok_or("expected CONTEXT=URL")?;
-    if url.starts_with("https://") {
+    let host = url.parse::<http::Uri>().ok().filter(|uri| uri.scheme_str() == Some("https"));
+    if host.and_then(|uri| uri.host().map(|host| !host.is_empty())) == Some(true) {
         Ok((context.to_owned(), url.to_owned()))
     } else {
-        Err("the URL begins with https://".to_owned())
+        Err("expected a URL such as https://192.0.2.1:6443".to_owned())
+    }
+}
+
+/// A namespace (RFC 1123 label).
+///
+/// # Errors
+/// How one is written.
+pub fn namespace(text: &str) -> Result<String, String> {
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    if !text.is_empty() && text.len() <= 63 && text.bytes().all(inner) && !text.starts_with('-') && !text.ends_with('-')
+    {
+        Ok(text.to_owned())
+    } else {
+        Err("a namespace is written with at most 63 lower-case letters, digits and '-'".to_owned())
+    }
+}
+
+/// As the gateway's model takes it.
+fn export(text: &str) -> Result<String, String> {
+    let host = |host: &str| {
+        let fit = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-._".contains(&byte);
+        !host.is_empty() && host.bytes().all(fit)
+    };
+    let listed = text.split_once('/').is_some_and(|(space, name)| namespace(space).is_ok() && host(name));
+    if listed || ["global", "*"].contains(&text) {
+        Ok(text.to_owned())
+    } else {
+        Err("expected namespace/hostname, such as default/web.default.svc.cluster.local, global, or *".to_owned())
     }
 }
 
@@ -209,13 +239,12 @@ pub fn run(args: Args) -> ExitCode {
     });
     match done {
         Ok(code) => code,
-        Err(Ended::Usage(text)) => {
+        Err(Ended::Usage(text) | Ended::Failed(text)) => {
+            if form == Form::Json {
+                println!("{}", serde_json::json!({"error": text}));
+            }
             eprintln!("causeway: {text}");
             ExitCode::from(2)
-        }
-        Err(Ended::Failed(text)) => {
-            eprintln!("causeway: {text}");
-            ExitCode::FAILURE
         }
         Err(Ended::Refused(findings)) => {
             match form {
@@ -226,6 +255,41 @@ pub fn run(args: Args) -> ExitCode {
                 }
             }
             ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_can_never_work_is_refused_before_a_cluster_is_asked() {
+        for (text, fits) in
+            [("istio-system", true), ("a", true), ("", false), ("Bad NS!", false), ("a/../b", false), ("-a", false)]
+        {
+            assert_eq!(namespace(text).is_ok(), fits, "{text:?}");
+        }
+        for (text, fits) in [
+            ("global", true),
+            ("*", true),
+            ("shop/web.shop.svc.cluster.local", true),
+            ("xyz", false),
+            ("", false),
+            ("a/b/c", false),
+            ("/web", false),
+            ("shop/", false),
+        ] {
+            assert_eq!(export(text).is_ok(), fits, "{text:?}");
+        }
+        for (text, fits) in [
+            ("c1=https://192.0.2.1:6443", true),
+            ("c1=https://api.example/x", true),
+            ("c1=https://", false),
+            ("c1=http://a", false),
+            ("https://a", false),
+        ] {
+            assert_eq!(pair(text).is_ok(), fits, "{text:?}");
         }
     }
 }

@@ -91,19 +91,25 @@ fn of_istiod(cluster: &Cluster) -> Vec<Finding> {
                 .repair(set("PILOT_ENABLE_K8S_SELECT_WORKLOAD_ENTRIES-")),
         );
     }
+    let map = format!("{context}: config map {namespace}/istio");
+    if let Some(broken) = cluster.mesh_error() {
+        let finding = Finding::error("istiod", format!("the mesh configuration cannot be read: {broken}"), map);
+        findings.push(
+            finding
+                .why("istiod goes on with what it knew before, and with nothing once it starts again")
+                .repair(format!("kubectl --context {context} -n {namespace} edit configmap istio")),
+        );
+        return findings;
+    }
     let scopes = cluster
         .mesh()
         .is_some_and(|mesh| list(&mesh, "/serviceScopeConfigs").any(|scope| text(scope, "/scope") == "GLOBAL"));
     if !scopes {
-        let finding = Finding::error(
-            "istiod",
-            "the mesh configuration calls no service global",
-            format!("{context}: config map {namespace}/istio"),
-        );
+        let finding = Finding::error("istiod", "the mesh configuration calls no service global", map);
         findings.push(
-            finding.why("no service is shared with other clusters, whatever its labels say").repair(format!(
-                "helm upgrade istiod istio/istiod --kube-context {context} -n {namespace} --reuse-values --set profile=ambient"
-            )),
+            finding
+                .why("no service is shared with other clusters, whatever its labels say")
+                .repair(cluster.istiod_upgrade("profile=ambient")),
         );
     }
     findings

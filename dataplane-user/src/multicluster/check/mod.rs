@@ -7,7 +7,7 @@ mod nodes;
 mod services;
 mod trust;
 
-use super::facts::{Cluster, Gateway};
+use super::facts::{Cluster, Gateway, Kind, Unread};
 use super::finding::{Finding, Severity};
 use super::link::Way;
 use super::probe::Probe;
@@ -22,6 +22,8 @@ pub struct Scene {
     pub probes: Vec<Probe>,
     /// Seconds since 1970.
     pub now: i64,
+    /// Contexts whose API server could not be read, and why.
+    pub silent: Vec<(String, String)>,
 }
 
 /// When a check makes sense.
@@ -59,6 +61,7 @@ use When::{Always, Linked};
 
 /// All of them.
 pub const CHECKS: &[Check] = &[
+    check("access", Always, access, "every API server answers"),
     check("kinds", Always, control_plane::kinds, "Gateway API and Istio kinds are known, and everything can be read"),
     check("istiod", Always, control_plane::settings, "istiod speaks ambient and knows networks and shared services"),
     check("names", Always, network::names, "clusters differ from each other and in their names"),
@@ -87,6 +90,17 @@ pub const CHECKS: &[Check] = &[
 pub fn run(scene: &Scene, before: bool) -> Vec<(&'static Check, Vec<Finding>)> {
     let wanted = CHECKS.iter().filter(|check| !before || check.when == When::Always);
     wanted.map(|check| (check, check.findings(scene))).collect()
+}
+
+/// Clusters of which nothing is known.
+fn access(scene: &Scene) -> Vec<Finding> {
+    let silent = scene.silent.iter();
+    let finding = |(context, why): &(String, String)| {
+        Finding::error("access", format!("the cluster cannot be read: {why}"), context)
+            .why("nothing is known of it, and no other check looked at it")
+            .repair(format!("kubectl --context {context} get --raw /version"))
+    };
+    silent.map(finding).collect()
 }
 
 /// Entry points to try, of every cluster.
@@ -148,12 +162,29 @@ fn pairs(scene: &Scene) -> impl Iterator<Item = (&Cluster, &Cluster)> {
 /// There is no istiod to link.
 pub(super) fn no_istiod(cluster: &Cluster) -> Finding {
     let namespace = &cluster.istio_namespace;
+    if let Some(unknown) = unknown(cluster, "istiod", Kind::Deployment) {
+        return unknown;
+    }
     Finding::error("istiod", "no deployment of istiod", format!("{}: namespace {namespace}", cluster.context))
         .why("nothing here follows other clusters or tells nodes about them")
         .repair(format!(
             "helm upgrade --install istiod istio/istiod --kube-context {} -n {namespace} --set profile=ambient",
             cluster.context
         ))
+}
+
+/// What cannot be looked for, because objects of this kind cannot be read.
+#[must_use]
+pub fn unknown(cluster: &Cluster, check: &'static str, kind: Kind) -> Option<Finding> {
+    let Some(Unread::Forbidden(reason)) = cluster.unread.get(&kind) else { return None };
+    let finding =
+        Finding::error(check, format!("objects of kind {kind:?} cannot be read: {reason}"), cluster.context.as_str());
+    Some(
+        finding.why("what they say is unknown").repair(format!(
+            "kubectl --context {} auth can-i --list # and use a context with that right",
+            cluster.context
+        )),
+    )
 }
 
 /// A gateway object whose status holds no address.

@@ -7,6 +7,7 @@ use crate::multicluster::facts::{Cluster, Kind};
 use crate::multicluster::finding::Finding;
 use crate::multicluster::names::{EAST_WEST, NETWORK};
 use crate::multicluster::objects::{list, text};
+use crate::multicluster::reader::name_of;
 
 /// One cluster twice, or two of one name.
 pub(super) fn names(scene: &Scene) -> Vec<Finding> {
@@ -20,19 +21,34 @@ pub(super) fn names(scene: &Scene) -> Vec<Finding> {
                     .why("a cluster that is linked to itself would publish its own pods behind its own gateway")
                     .repair("kubectl config get-contexts # and name two clusters"),
             );
+        } else if let (Some(first), Some(second)) = (one.name(), other.name())
+            && first != second
+            && name_of(&first) == name_of(&second)
+        {
+            let what =
+                format!("the names {first} and {second} are one, {:?}, where objects are named", name_of(&first));
+            let finding = Finding::error("names", what, both);
+            findings.push(finding.why("links to the one would replace those to the other").repair(renamed(other)));
         } else if let (Some(name), true) = (one.name(), one.name() == other.name()) {
             let finding = Finding::error("names", format!("both clusters are called {name}"), both);
             findings.push(
                 finding
                     .why("istiod takes what it reads of the other for its own: pods of one replace those of the other")
-                    .repair(format!(
-                        "helm upgrade istiod istio/istiod --kube-context {} -n {} --reuse-values --set global.multiCluster.clusterName={}",
-                        other.context, other.istio_namespace, other.context
-                    )),
+                    .repair(renamed(other)),
             );
         }
     }
+    for cluster in &scene.clusters {
+        let Some(name) = cluster.name().filter(|name| name_of(name).is_empty()) else { continue };
+        let finding = Finding::error("names", format!("{name:?} has no letter and no digit"), &cluster.context);
+        findings.push(finding.why("nothing can be named after the cluster").repair(renamed(cluster)));
+    }
     findings
+}
+
+/// The command that names a cluster after its context.
+fn renamed(cluster: &Cluster) -> String {
+    cluster.istiod_upgrade(&format!("global.multiCluster.clusterName={}", cluster.context))
 }
 
 /// Networks that are missing, contradict each other, or are two clusters' although gateways stand between them.
@@ -70,6 +86,11 @@ pub(super) fn one_network(one: &Cluster, other: &Cluster) -> Option<Finding> {
 fn of_cluster(cluster: &Cluster) -> Vec<Finding> {
     let (context, space, network) = (&cluster.context, &cluster.istio_namespace, cluster.network());
     let mut findings = Vec::new();
+    if network.is_empty()
+        && let Some(unknown) = super::unknown(cluster, "network", Kind::Namespace)
+    {
+        return vec![unknown];
+    }
     if network.is_empty() {
         let told = cluster.agents().into_iter().find_map(|agent| agent.settings.get("NETWORK").cloned());
         let name = told.unwrap_or_else(|| cluster.label());

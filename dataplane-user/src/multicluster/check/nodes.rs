@@ -23,9 +23,10 @@ fn node(scene: &Scene, cluster: &Cluster, report: &NodeReport) -> Vec<Finding> {
     let place = format!("{context}: node {}, pod {pod}", report.node);
     let logs = format!("kubectl --context {context} -n {namespace} logs {name} | grep ERROR");
     let again = format!("kubectl --context {context} -n {namespace} delete pod {name}");
-    let said = match &report.said {
-        Ok(said) => said,
-        Err(why) => {
+    let said = match report.said.as_ref().map(|said| said.is_object().then_some(said)) {
+        Ok(Some(said)) => said,
+        told => {
+            let why = told.err().map_or("what it says is no status", String::as_str);
             let finding = Finding::warning("nodes", format!("the agent was not asked: {why}"), place);
             let asked = format!(
                 "kubectl --context {context} get --raw /api/v1/namespaces/{namespace}/pods/{name}:15020/proxy/status"

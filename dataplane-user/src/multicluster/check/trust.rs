@@ -64,9 +64,8 @@ pub(super) fn domains(scene: &Scene) -> Vec<Finding> {
                 finding
                     .why("istiod publishes identities of other clusters under its own trust domain: each node needs to be told the other, with its roots")
                     .repair(format!(
-                        "helm upgrade istiod istio/istiod --kube-context {} -n {} --reuse-values --set meshConfig.trustDomain={} \
-                         # to keep both: name the other under trust in the model file of every node (causeway schema)",
-                        to.context, to.istio_namespace, from.trust_domain()
+                        "{} # to keep both: name the other under trust in the model file of every node (causeway schema)",
+                        to.istiod_upgrade(&format!("meshConfig.trustDomain={}", from.trust_domain()))
                     )),
             );
         }

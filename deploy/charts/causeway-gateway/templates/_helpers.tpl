@@ -15,6 +15,11 @@
 {{- fail (printf "network is not set, and namespace %s has no label topology.istio.io/network: set --set network=NAME" .Values.istioNamespace) -}}
 {{- end -}}
 {{- $_ := set $values "network" $network -}}
+{{- $own := .Values.multiCluster.clusterName -}}
+{{- $named := .Values.global.multiCluster.clusterName -}}
+{{- if and $named (ne $own "Kubernetes") (ne $own $named) -}}
+{{- fail (printf "multiCluster.clusterName is %q and global.multiCluster.clusterName is %q: a cluster has one name, so give one of them" $own $named) -}}
+{{- end -}}
 {{- $_ := set $values "clusterName" (.Values.global.multiCluster.clusterName | default .Values.multiCluster.clusterName) -}}
 {{- $image := .Values.image -}}
 {{- if not (contains "/" $image) -}}
@@ -31,7 +36,7 @@
 {{- define "gateway.labels" -}}
 {{- $values := include "gateway.values" . | fromJson -}}
 app: {{ include "gateway.name" . }}
-topology.istio.io/network: {{ $values.network }}
+topology.istio.io/network: {{ $values.network | quote }}
 app.kubernetes.io/name: {{ include "gateway.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}

@@ -3,11 +3,15 @@
 {{- $defaults := deepCopy .Values._internal_defaults_do_not_set -}}
 {{- $user := omit .Values "_internal_defaults_do_not_set" -}}
 {{- $name := $user.profile | default $user.platform | default (dig "global" "platform" "" $user) -}}
+{{- $profiles := compact (list $user.profile $user.platform (dig "global" "platform" "" $user)) | uniq -}}
+{{- if gt (len $profiles) 1 -}}
+{{- fail (printf "profile, platform and global.platform differ: %s; give one of them" (join ", " $profiles)) -}}
+{{- end -}}
 {{- $profile := dict -}}
 {{- if $name -}}
 {{- $text := .Files.Get (printf "files/profile-%s.yaml" $name) -}}
 {{- if not $text -}}
-{{- fail (printf "there is no profile %q: kind, minikube, k3s, gke, eks, aks, openshift" $name) -}}
+{{- fail (printf "there is no profile %q: kind, minikube, k3s, k3d, microk8s, gke, eks, aks, openshift, namespaces" $name) -}}
 {{- end -}}
 {{- $profile = fromYaml $text -}}
 {{- end -}}
