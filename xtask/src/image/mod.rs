@@ -142,7 +142,9 @@ fn program() -> Result<PathBuf> {
         .current_dir(paths::root())
         .env("CARGO_ENCODED_RUSTFLAGS", paths::flags(&["-Ctarget-feature=+crt-static"]))
         .env("CFLAGS_x86_64_unknown_linux_musl", c_flags)
-        .env("CC_x86_64_unknown_linux_musl", "musl-gcc");
+        .env("CC_x86_64_unknown_linux_musl", "musl-gcc")
+        // Libraries in C write the time of their compilation into themselves.
+        .env("SOURCE_DATE_EPOCH", "0");
     let status = sh::foreground(&mut command)?;
     if !status.success() {
         return Err("the daemon cannot be built for the image (output above)".to_owned());
