@@ -1,5 +1,7 @@
 //! The kernel programs: one object file, built again only when its sources, the lock file or the recipe changed.
 
+mod btf;
+
 use crate::{Result, paths, sh, toolchain};
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -7,7 +9,7 @@ use std::path::{Path, PathBuf};
 use toolchain::Kind;
 
 /// Raised when flags below change, so that old objects are not taken for current.
-const RECIPE: u32 = 2;
+const RECIPE: u32 = 3;
 
 const TARGET: &str = "bpfel-unknown-none";
 
@@ -44,8 +46,12 @@ pub fn build() -> Result<()> {
     sh::logged("ebpf", &mut command)?;
     let built = folder.join(TARGET).join("release").join("causeway-ebpf");
     let object = paths::ebpf_object();
-    copy(&built, &object)?;
-    write(&stamp(), &fingerprint)
+    let mut bytes = fs::read(&built).map_err(|error| format!("cannot read {}: {error}", built.display()))?;
+    btf::order(&mut bytes)?;
+    let parent = object.parent().unwrap_or(&object);
+    fs::create_dir_all(parent).map_err(|error| format!("cannot create {}: {error}", parent.display()))?;
+    write(&object, &bytes)?;
+    write(&stamp(), fingerprint.as_bytes())
 }
 
 /// The compiler finds the linker by its name, so its folder goes first.
@@ -85,15 +91,6 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
     }
 }
 
-fn copy(from: &Path, to: &Path) -> Result<()> {
-    if let Some(parent) = to.parent() {
-        fs::create_dir_all(parent).map_err(|error| format!("cannot create {}: {error}", parent.display()))?;
-    }
-    fs::copy(from, to)
-        .map(|_| ())
-        .map_err(|error| format!("cannot copy {} to {}: {error}", from.display(), to.display()))
-}
-
-fn write(path: &Path, text: &str) -> Result<()> {
-    fs::write(path, text).map_err(|error| format!("cannot write {}: {error}", path.display()))
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    fs::write(path, bytes).map_err(|error| format!("cannot write {}: {error}", path.display()))
 }
