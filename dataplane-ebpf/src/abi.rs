@@ -79,7 +79,7 @@ pub const fn hold_address(netns: u64) -> Addr {
     mapped(u32::from_ne_bytes(bytes))
 }
 
-/// A connection that waits for the enrolment of its pod: value of the socket storage `HOLDS`.
+/// A connection that waits until its pod is enrolled or known not to be of the mesh: value of the socket storage `HOLDS`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Hold {
@@ -87,6 +87,16 @@ pub struct Hold {
     pub netns: u64,
     /// Id of the pod's cgroup, as in `HELD`.
     pub cgroup: u64,
+    /// Where the connection goes: one of [`hold_kind`].
+    pub kind: u64,
+}
+
+/// What [`Hold::kind`] says.
+pub mod hold_kind {
+    /// To the engine's listener, once there is one.
+    pub const DIRECTED: u64 = 1;
+    /// Where the application dialled, if the pod is not of the mesh.
+    pub const AS_DIALLED: u64 = 2;
 }
 
 /// What a listener of the engine takes; part of the key of `LISTENERS`.
@@ -325,7 +335,7 @@ mod tests {
         assert_eq!(size_of::<Flow>(), 24);
         assert_eq!(size_of::<ListenerKey>(), 16);
         assert_eq!(size_of::<PortKey>(), 4);
-        assert_eq!(size_of::<Hold>(), 16);
+        assert_eq!(size_of::<Hold>(), 24);
         assert_eq!(size_of::<DnsPod>(), 32 + 4 * DNS_SERVERS);
         assert_eq!(size_of::<ServerKey>(), 24);
         assert_eq!(size_of::<EnginePort>(), 16);

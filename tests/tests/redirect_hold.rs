@@ -3,7 +3,7 @@
 
 mod redirect_common;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
@@ -148,6 +148,91 @@ fn without_a_daemon_held_pods_wait_for_the_next_one() {
     let _stream = waiting.join().unwrap().unwrap();
     let (accepted, _) = accept(&enrolled.listeners[0].outbound).expect("served");
     assert_eq!(redirector.original_dst().get(accepted.as_fd()).unwrap(), Some(addr("198.18.3.4:80")));
+    assert!(is_silent(&outside[0]));
+    redirector.forget("uid-a").unwrap();
+}
+
+/// Lets an unknown pod wait for so long.
+fn unknown(node: &Node, pod: &str, patience: Duration) -> BTreeMap<u64, Instant> {
+    BTreeMap::from([(cgroup(node, pod), Instant::now() + patience)])
+}
+
+#[test]
+fn what_an_unknown_pod_opens_goes_where_it_was_dialled_once_the_pod_is_known_not_to_be_of_the_mesh() {
+    if !runnable() {
+        return;
+    }
+    let mut node = Node::new();
+    node.add_pod_and_peer();
+    let mut redirector = node.redirector(node.config(1));
+    let mut holds = redirector.holds().unwrap();
+    let outside = outside(&node);
+    for dialled in ["198.18.3.4:80", "[2001:db8::7]:80", "[::ffff:198.18.3.5]:80"] {
+        let before = counters(&redirector)["outbound_held_syn"];
+        holds.set_unknown(&unknown(&node, "a", PATIENCE)).unwrap();
+        assert!(holds.get().is_empty(), "nobody has said that it is of the mesh");
+        let waiting = dial(&node, dialled);
+        dropped(&redirector, before + 3);
+        assert!(!waiting.is_finished() && is_silent(&outside[0]), "{dialled}: it waits, and nobody hears of it");
+        holds.set_unknown(&BTreeMap::new()).unwrap();
+        let mut stream = waiting.join().unwrap().unwrap_or_else(|error| panic!("{dialled}: {error}"));
+        let (mut accepted, _) = accept(&outside[0]).unwrap_or_else(|| panic!("{dialled}: not accepted"));
+        assert!(talks(&mut stream, &mut accepted), "{dialled}");
+        // It is one like any other now: it lives on when its pod comes into the mesh.
+        holds.set(&BTreeSet::from([cgroup(&node, "a")])).unwrap();
+        let _enrolled = redirector.enrol(&node.request("a")).unwrap();
+        assert!(talks(&mut stream, &mut accepted), "{dialled}: after the enrolment");
+        redirector.forget("uid-a").unwrap();
+        holds.set(&BTreeSet::new()).unwrap();
+    }
+}
+
+#[test]
+fn an_unknown_pod_waits_no_longer_than_its_time_also_without_a_daemon() {
+    if !runnable() {
+        return;
+    }
+    let mut node = Node::new();
+    node.add_pod_and_peer();
+    let redirector = node.redirector(node.config(1));
+    let outside = outside(&node);
+    redirector.holds().unwrap().set_unknown(&unknown(&node, "a", Duration::from_secs(1))).unwrap();
+    let waiting = dial(&node, "198.18.3.4:80");
+    dropped(&redirector, 3);
+    assert!(is_silent(&outside[0]));
+    drop(redirector);
+    let _late = waiting.join().unwrap().expect("it passes when the time is over");
+    assert!(accept(&outside[0]).is_some());
+    let _free = node.connect("a", "198.18.3.4:80").unwrap();
+    assert!(accept(&outside[0]).is_some(), "without waiting");
+}
+
+#[test]
+fn nothing_that_an_unknown_pod_opened_passes_when_it_turns_out_to_be_of_the_mesh() {
+    if !runnable() {
+        return;
+    }
+    let mut node = Node::new();
+    node.add_pod_and_peer();
+    let mut redirector = node.redirector(node.config(1));
+    let mut holds = redirector.holds().unwrap();
+    let outside = outside(&node);
+    holds.set_unknown(&unknown(&node, "a", PATIENCE)).unwrap();
+    let (early, later) = (dial(&node, "198.18.3.4:80"), dial(&node, "[2001:db8::7]:80"));
+    dropped(&redirector, 6);
+    let held = BTreeSet::from([cgroup(&node, "a")]);
+    holds.set(&held).unwrap();
+    holds.set_unknown(&unknown(&node, "a", PATIENCE)).unwrap();
+    assert_eq!(holds.get(), held, "what is known is not unknown again");
+    // What is opened from now on is for the engine.
+    let waiting = dial(&node, "198.18.3.4:80");
+    let enrolled = redirector.enrol(&node.request("a")).unwrap();
+    let _stream = waiting.join().unwrap().expect("served");
+    assert!(accept(&enrolled.listeners[0].outbound).is_some());
+    for lost in [early, later] {
+        let error = lost.join().unwrap().expect_err("it was not for the engine, and may not pass");
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
     assert!(is_silent(&outside[0]));
     redirector.forget("uid-a").unwrap();
 }

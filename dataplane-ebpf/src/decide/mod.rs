@@ -1,6 +1,7 @@
 //! The verdict of every program as a pure function over its context and a view of the maps.
 
 pub mod dns;
+pub mod hold;
 pub mod inbound;
 pub mod node_port;
 pub mod outbound;

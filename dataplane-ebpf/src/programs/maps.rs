@@ -27,11 +27,11 @@ pub static POD_BY_IP: HashMap<Addr, u64> = HashMap::with_max_entries(32768, 0);
 #[map]
 pub static ENGINES: HashMap<u64, u32> = HashMap::with_max_entries(64, 0);
 
-/// Cgroup ids of pods whose connections wait until they are enrolled; written by user space.
+/// Until when connections of pods wait, by the pod's cgroup id: see `decide::hold`. Written by user space.
 #[map]
-pub static HELD: HashMap<u64, u32> = HashMap::with_max_entries(4096, 0);
+pub static HELD: HashMap<u64, u64> = HashMap::with_max_entries(4096, 0);
 
-/// Which enrolment a socket's connection waits for, or has waited for; lives and dies with its socket.
+/// What a socket's connection waits for, or has waited for; lives and dies with its socket.
 #[btf_map]
 pub static HOLDS: SkStorage<Hold> = SkStorage::new();
 

@@ -127,6 +127,13 @@ pub(super) fn store(context: &SockAddrContext, sk: *mut bpf_sock, addr: &Addr, p
     true
 }
 
+/// A socket that dials anew and is let go has nothing of what it dialled before, nor waits.
+#[inline(always)]
+pub(super) fn forget(sk: *mut bpf_sock) {
+    unsafe { bpf_sk_storage_delete((&raw const DIALLED).cast_mut().cast(), sk.cast()) };
+    unsafe { bpf_sk_storage_delete((&raw const HOLDS).cast_mut().cast(), sk.cast()) };
+}
+
 /// Asks for the verdict on a TCP connection to `addr` and stores the destination if it is redirected; UDP sockets are asked
 /// about DNS alone.
 ///
@@ -144,9 +151,11 @@ fn decide(context: &SockAddrContext, addr: &Addr) -> Applied {
     }
     let netns = unsafe { bpf_get_netns_cookie(raw.cast()) };
     let Some(pod) = (unsafe { PODS.get(&netns) }) else {
-        return match hold::cgroup() {
-            Some(cgroup) => hold::wait(context, netns, cgroup, addr),
-            None => Applied::Done(other(context, netns, addr)),
+        let pod = hold::pod();
+        return if pod.waits() {
+            hold::wait(context, netns, pod, addr)
+        } else {
+            Applied::Done(other(context, netns, addr))
         };
     };
     // Without a configuration nothing is known about the range: an enrolled pod is refused, never passed.
@@ -162,7 +171,7 @@ fn decide(context: &SockAddrContext, addr: &Addr) -> Applied {
     match outbound(&config, netns, pod, addr, port, random, &Maps) {
         Outbound::Pass(counter) => {
             count(counter);
-            unsafe { bpf_sk_storage_delete((&raw const DIALLED).cast_mut().cast(), sk.cast()) };
+            forget(sk);
             Applied::Done(PASS)
         }
         Outbound::Refuse(counter) => {

@@ -5,7 +5,7 @@
 //! nothing has to be cleaned up but flows that never got that far.
 
 use aya_ebpf::bindings::{
-    BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
+    BPF_SK_STORAGE_GET_F_CREATE, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RTO_CB, BPF_SOCK_OPS_STATE_CB,
     BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_SOCK_OPS_TIMEOUT_INIT, BPF_TCP_CLOSE, bpf_sock_ops,
 };
 use aya_ebpf::helpers::generated::{
@@ -174,6 +174,8 @@ pub fn sockets(context: SockOpsContext) -> u32 {
     let op = field(unsafe { &raw const (*raw).op });
     if op == BPF_SOCK_OPS_TIMEOUT_INIT {
         super::hold::timeout(raw);
+    } else if op == BPF_SOCK_OPS_RTO_CB {
+        super::hold::again(raw);
     } else if op == BPF_SOCK_OPS_TCP_CONNECT_CB {
         connecting(&context, raw);
     } else if op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB {

@@ -1,9 +1,10 @@
 //! The Kubernetes API as a source of enrolments, beside the model file.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::sync::{mpsc, watch};
 use tracing::info;
@@ -89,6 +90,10 @@ impl Hold for Held {
 
     fn hold(&mut self, cgroups: &BTreeSet<u64>) -> io::Result<()> {
         self.0.set(cgroups)
+    }
+
+    fn hold_unknown(&mut self, cgroups: &BTreeMap<u64, Instant>) -> io::Result<()> {
+        self.0.set_unknown(cgroups)
     }
 }
 

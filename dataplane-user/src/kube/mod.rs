@@ -2,9 +2,10 @@
 //! what the API is told of them.
 //!
 //! [`exports`] follows which services clusters share. [`eligibility`] decides by labels, [`cgroups`] and [`sandbox`] find cgroups
-//! and namespaces by the pod's uid, [`source`] follows the API and says what shall be enrolled, [`marks`] writes annotations and
+//! and namespaces by the pod's uid, `arrivals` sees pods come of which nobody has told, [`source`] follows the API and says what shall be enrolled, [`marks`] writes annotations and
 //! events; [`node_ports`] decides which ports of services are steered. Nothing here touches the kernel's state.
 
+mod arrivals;
 pub mod cgroups;
 mod complaints;
 pub mod eligibility;
@@ -18,9 +19,10 @@ pub mod sandbox;
 mod services;
 pub mod source;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use ::kube::{Client, Config};
 
@@ -45,7 +47,7 @@ pub struct Settings {
     pub domain: String,
 }
 
-/// Lets connections of pods wait until they are enrolled.
+/// Lets connections of pods wait until they are enrolled, or known not to belong to the mesh.
 pub trait Hold: Send {
     /// The cgroups whose pods wait, also those an earlier daemon has named.
     fn held(&self) -> BTreeSet<u64>;
@@ -54,6 +56,11 @@ pub trait Hold: Send {
     /// # Errors
     /// The kernel's.
     fn hold(&mut self, cgroups: &BTreeSet<u64>) -> io::Result<()>;
+    /// Exactly the pods in these other cgroups, of which nothing is known, wait until the time that is given with each.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn hold_unknown(&mut self, cgroups: &BTreeMap<u64, Instant>) -> io::Result<()>;
 }
 
 /// A client of the API server: that of a kubeconfig, else that of the pod's service account.

@@ -117,6 +117,14 @@ impl Known {
         self.pods.all.contains_key(uid)
     }
 
+    /// Whether all is known that decides about the pod with this uid in its cgroup's path.
+    pub(super) fn decides(&self, cgroup_uid: &str) -> bool {
+        let told = |facts: &Facts| {
+            facts.cgroup_uid == cgroup_uid && self.namespaces.all.contains_key(&facts.candidate.namespace)
+        };
+        self.complete() && self.pods().any(told)
+    }
+
     /// Whether a pod belongs to the mesh.
     pub(super) fn verdict(&self, facts: &Facts, settings: &Settings) -> Result<(), Reason> {
         let namespace = self.namespaces.all.get(&facts.candidate.namespace).and_then(Option::as_deref);
@@ -197,6 +205,10 @@ mod tests {
         let mut known = known(vec![web()], &[("shop", None)]);
         let verdict = |known: &Known| known.pods().next().map(|facts| known.verdict(facts, &settings()));
         assert_eq!(verdict(&known), Some(Err(Reason::NotLabelled)));
+        assert!(known.decides("u1") && !known.decides("u2"));
+        known.pod(Event::Apply(pod(serde_json::json!({"metadata": {"name": "x", "namespace": "new", "uid": "u2"}}))));
+        assert!(!known.decides("u2"), "its namespace may be labelled");
+        known.pod(Event::Delete(pod(serde_json::json!({"metadata": {"name": "x", "namespace": "new", "uid": "u2"}}))));
         let labelled = serde_json::json!({"metadata": {"name": "shop", "labels": {MODE_LABEL: "ambient"}}});
         known.namespace(Event::Apply(serde_json::from_value(labelled).unwrap()));
         assert_eq!(verdict(&known), Some(Ok(())));

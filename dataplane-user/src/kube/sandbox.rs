@@ -104,15 +104,14 @@ fn started(stat: &str) -> Option<u64> {
 /// `…-pod<uid with _ for ->.slice/…` (systemd). The outermost counts: a pod may name cgroups of its own as it likes, but only
 /// below that.
 pub(super) fn uid_in(path: &str, uids: &BTreeSet<String>) -> Option<String> {
-    path.split('/').find_map(|part| {
-        let part = part.strip_suffix(".slice").unwrap_or(part);
-        let (before, uid) = part.rsplit_once("pod")?;
-        if !before.is_empty() && !before.ends_with('-') {
-            return None;
-        }
-        let plain = uid.replace('_', "-");
-        uids.get(&plain).cloned()
-    })
+    path.split('/').find_map(|part| uids.get(&uid_of(part)?).cloned())
+}
+
+/// What stands for the uid in the name of a pod's cgroup.
+pub(super) fn uid_of(name: &str) -> Option<String> {
+    let name = name.strip_suffix(".slice").unwrap_or(name);
+    let (before, uid) = name.rsplit_once("pod")?;
+    (before.is_empty() || before.ends_with('-')).then(|| uid.replace('_', "-"))
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::StreamExt;
 use tracing::{error, info, warn};
 
+use super::arrivals::Arrivals;
 use super::cgroups::{self, PodCgroup};
 use super::marks::Marks;
 use super::node_ports::Candidate;
@@ -81,6 +82,8 @@ pub fn start(settings: Settings, hold: Box<dyn Hold>) -> Result<Source, String> 
                 tokio::spawn(services::follow(client.clone(), settings.clone(), candidates));
                 let marks = Marks::new(client.clone(), &settings.node);
                 let follower = Follower {
+                    arrivals: Arrivals::new(&settings.pods_cgroup),
+                    unknown: BTreeMap::new(),
                     settings,
                     processes,
                     known: Known::default(),
@@ -120,6 +123,10 @@ struct Follower {
     held: BTreeMap<String, u64>,
     /// What the kernel was told of that.
     holding: BTreeSet<u64>,
+    /// Pods that came before the API had told of them.
+    arrivals: Arrivals,
+    /// What the kernel was told of those.
+    unknown: BTreeMap<u64, Instant>,
     /// Cgroups of missing pods, by uid.
     cgroups: BTreeMap<String, PodCgroup>,
     /// Found ones, by uid of the pod.
@@ -163,11 +170,15 @@ impl Follower {
                     Some(outcome) => self.outcome(outcome),
                     None => return,
                 },
-                _ = look.tick() => news = self.is_time(),
+                _ = look.tick() => {
+                    self.arrivals.look();
+                    news = self.is_time();
+                }
             }
             if self.known.complete() && news {
                 self.settle();
             }
+            self.hold_unknown();
             self.marks.work();
         }
     }
@@ -300,7 +311,8 @@ impl Follower {
         }
     }
 
-    /// Lets pods wait that were missing before and have a cgroup now, and those that an earlier daemon let wait; a pod whose
+    /// Lets pods wait that were missing before and have a cgroup now, those that were seen to come, and those that an earlier daemon
+    /// let wait; a pod whose
     /// sandbox is found at first sight was running before it belonged to the mesh, and is enrolled without that.
     fn hold(&mut self, uids: &BTreeSet<String>) {
         let known = |uid: &&String| self.sandboxes.contains_key(*uid) || self.cgroups.contains_key(*uid);
@@ -308,7 +320,7 @@ impl Follower {
         self.cgroups.extend(cgroups::find(&self.settings.pods_cgroup, &unknown));
         self.held.retain(|uid, _| uids.contains(uid));
         for (uid, cgroup) in &self.cgroups {
-            if self.missing.contains_key(uid) || self.earlier.contains(&cgroup.id) {
+            if self.missing.contains_key(uid) || self.arrivals.has(uid) || self.earlier.contains(&cgroup.id) {
                 self.held.insert(uid.clone(), cgroup.id);
             }
         }
@@ -320,6 +332,20 @@ impl Follower {
         match self.hold.hold(&wanted) {
             Ok(()) => self.holding = wanted,
             Err(error) => error!("pods that start cannot be held until they are enrolled: {error}"),
+        }
+    }
+
+    /// Lets pods wait of which nobody has told, for a while.
+    fn hold_unknown(&mut self) {
+        let unknown = self.arrivals.unknown(|uid| self.known.decides(uid), Instant::now());
+        // What another dataplane redirects is left to it.
+        let unknown = if self.rival { BTreeMap::new() } else { unknown };
+        if unknown == self.unknown {
+            return;
+        }
+        match self.hold.hold_unknown(&unknown) {
+            Ok(()) => self.unknown = unknown,
+            Err(error) => error!("pods that the API has not told of cannot be held: {error}"),
         }
     }
 
