@@ -266,6 +266,63 @@ fn pods_that_cannot_be_enrolled_get_an_event_that_says_why() {
     clusters.until("an event", || events().unwrap().starts_with("Warning it uses the node's network")).unwrap();
 }
 
+/// Connects as its first instruction, and says how long that took.
+const EARLY: &str = r"
+apiVersion: v1
+kind: Pod
+metadata: {name: early, namespace: shop, labels: {app: early}}
+spec:
+  nodeName: c1n1
+  serviceAccountName: client
+  terminationGracePeriodSeconds: 0
+  containers:
+    - name: main
+      image: causeway.test/debian:1
+      imagePullPolicy: Never
+      command:
+        - python3
+        - -c
+        - |
+          import socket, time
+          began = time.time()
+          socket.create_connection(('HOST', 80), 30)
+          print('connected after %.3f s' % (time.time() - began), flush=True)
+          time.sleep(3600)
+";
+
+/// Pods of the node that are there hear nothing of the API server any more; its kubelet does.
+const DEAF: &str = "for ns in /run/netns/*; do nsenter --net=$ns nft 'table inet deaf { \
+    chain input { type filter hook input priority 0; ip saddr 10.96.0.1 drop; }; \
+    chain output { type filter hook output priority 0; ip daddr 10.96.0.1 drop; }; }'; done";
+/// As before.
+const HEARING: &str = "for ns in /run/netns/*; do nsenter --net=$ns nft delete table inet deaf || :; done";
+
+#[test]
+fn a_pod_that_starts_before_the_api_tells_of_it_is_seen_and_waits_no_longer_than_it_should() {
+    testkit::needs_root!();
+    let clusters = Clusters::any().unwrap();
+    let causeway = Deployed::install(&clusters, 1).unwrap();
+    shop(&clusters);
+    causeway.label(true).unwrap();
+    let host = address(&clusters, &pod(&clusters, "web", "c1n2"));
+    clusters.exec("c1n1", &["sh", "-c", DEAF]).unwrap();
+    clusters.apply(1, &EARLY.replace("HOST", &host)).unwrap();
+    let uid = clusters.field(1, SHOP, "pod/early", "{.metadata.uid}").unwrap();
+    let told = || clusters.kubectl(1, &["-n", SHOP, "logs", "early"]).unwrap_or_default();
+    let passed = clusters.until("the connection passes in the end", || told().contains("connected after"));
+    let warned = format!("has not told of pod {uid}");
+    let noticed = clusters.until("a word of the agent", || causeway.logs().unwrap().contains(&warned));
+    clusters.exec("c1n1", &["sh", "-c", HEARING]).unwrap();
+    passed.unwrap();
+    noticed.unwrap();
+    println!("a pod of which the agent was not told has {}", told().trim());
+    let mark = r"{.metadata.annotations.ambient\.istio\.io/redirection}";
+    let enrolled = || clusters.field(1, SHOP, "pod/early", mark).unwrap() == "enabled";
+    clusters.until("it is enrolled once the API has told of it", enrolled).unwrap();
+    clusters.kubectl(1, &["-n", SHOP, "delete", "pod", "early"]).unwrap();
+    causeway.label(false).unwrap();
+}
+
 #[test]
 fn without_the_api_server_for_a_minute_what_is_enrolled_keeps_working() {
     testkit::needs_root!();
