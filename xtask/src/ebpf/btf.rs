@@ -82,8 +82,8 @@ fn order_section(btf: &mut [u8]) -> Option<()> {
             order.push(target);
         }
     }
-    let named: Vec<usize> = slots.iter().copied().filter(|slot| !order.contains(slot)).collect();
-    order.extend(named);
+    let unreferenced: Vec<usize> = slots.iter().copied().filter(|slot| !order.contains(slot)).collect();
+    order.extend(unreferenced);
 
     let records: Vec<Vec<u8>> = order.iter().map(|old| btf[list[*old].at..][..TYPE_LENGTH].to_vec()).collect();
     for (slot, record) in slots.iter().zip(records) {
