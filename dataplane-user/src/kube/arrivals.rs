@@ -39,12 +39,12 @@ struct Arrival {
 impl Arrivals {
     /// Watches the folder of all pods. Those that are in it are no arrivals: they ran before.
     pub(super) fn new(pods: &Path) -> Self {
-        let inotify = Inotify::init()
-            .inspect_err(|error| {
-                error!("pods that the API has not told of are not held: {error}; raise fs.inotify.max_user_instances");
-            })
-            .ok();
-        let mut arrivals = Self { pods: pods.to_owned(), inotify, folders: HashMap::new(), waiting: BTreeMap::new() };
+        let mut arrivals =
+            Self { pods: pods.to_owned(), inotify: None, folders: HashMap::new(), waiting: BTreeMap::new() };
+        match Inotify::init() {
+            Ok(inotify) => arrivals.inotify = Some(inotify),
+            Err(error) => arrivals.give_up(&error),
+        }
         arrivals.watch(pods);
         for class in folders(pods).filter(|folder| uid(folder).is_none()) {
             arrivals.watch(&class);
@@ -54,7 +54,7 @@ impl Arrivals {
 
     /// Notes the cgroups that were made since the last look.
     pub(super) fn look(&mut self) {
-        if self.folders.is_empty() && self.pods.is_dir() {
+        if self.inotify.is_some() && self.folders.is_empty() && self.pods.is_dir() {
             // Root has made it anew: all that is in it has come since.
             self.enter(&self.pods.clone());
         }
@@ -85,10 +85,20 @@ impl Arrivals {
             Ok(watch) => drop(self.folders.insert(watch, folder.to_owned())),
             // It may have gone meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if folder == self.pods => self.give_up(&error),
             Err(error) => {
                 warn!("pods that start below {} are not seen before the API tells of them: {error}", folder.display())
             }
         }
+    }
+
+    /// Without sight of pods that come, none is held that is not known.
+    fn give_up(&mut self, error: &io::Error) {
+        error!(
+            "pods that the API has not told of are not held: {error}; raise fs.inotify.max_user_instances and max_user_watches"
+        );
+        self.inotify = None;
+        self.folders.clear();
     }
 
     /// Folders that were made, and forgets those watched that are gone.
@@ -114,7 +124,7 @@ impl Arrivals {
     fn note(&mut self, uid: String, folder: &Path) {
         if let Ok(metadata) = fs::metadata(folder) {
             let until = Instant::now() + PATIENCE;
-            self.waiting.entry(uid).or_insert(Arrival { id: metadata.ino(), until });
+            self.waiting.insert(uid, Arrival { id: metadata.ino(), until });
         }
     }
 
@@ -237,5 +247,14 @@ mod tests {
         assert_eq!(unknown(&mut arrivals), [id]);
         let other = folder.make(&format!("kubepods/burstable/pod{B}"));
         assert!(unknown(&mut arrivals).contains(&other));
+    }
+
+    #[test]
+    fn without_sight_of_what_comes_nobody_is_held() {
+        let folder = Folder::new("blind");
+        let mut arrivals = Arrivals::new(&folder.0);
+        arrivals.give_up(&io::Error::other("no room"));
+        folder.make(&format!("pod{A}"));
+        assert!(unknown(&mut arrivals).is_empty());
     }
 }
