@@ -92,7 +92,7 @@ enum Command {
         #[command(subcommand)]
         action: cluster::Action,
     },
-    /// Write the daemon as an image that every container runtime imports
+    /// Write the daemon as an image that every container runtime imports (amd64; there is no cross build for arm64)
     Image {
         /// Registry, name and tag; without it the tag names the commit
         #[arg(long)]
