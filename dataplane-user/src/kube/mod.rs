@@ -2,8 +2,9 @@
 //! what the API is told of them.
 //!
 //! [`exports`] follows which services clusters share. [`eligibility`] decides by labels, [`cgroups`] and [`sandbox`] find cgroups
-//! and namespaces by the pod's uid, `arrivals` sees pods come of which nobody has told, [`source`] follows the API and says what shall be enrolled, [`marks`] writes annotations and
-//! events; [`node_ports`] decides which ports of services are steered. Nothing here touches the kernel's state.
+//! and namespaces by the pod's uid, `arrivals` sees pods come of which nobody has told, [`source`] follows the API and says what
+//! shall be enrolled, [`marks`] writes annotations and events; [`node_ports`] decides which ports of services are steered. Nothing
+//! here touches the kernel's state.
 
 mod arrivals;
 pub mod cgroups;

@@ -312,8 +312,8 @@ impl Follower {
     }
 
     /// Lets pods wait that were missing before and have a cgroup now, those that were seen to come, and those that an earlier daemon
-    /// let wait; a pod whose
-    /// sandbox is found at first sight was running before it belonged to the mesh, and is enrolled without that.
+    /// let wait; a pod whose sandbox is found at first sight was running before it belonged to the mesh, and is enrolled without
+    /// that.
     fn hold(&mut self, uids: &BTreeSet<String>) {
         let known = |uid: &&String| self.sandboxes.contains_key(*uid) || self.cgroups.contains_key(*uid);
         let unknown: BTreeSet<String> = uids.iter().filter(|uid| !known(uid)).cloned().collect();
